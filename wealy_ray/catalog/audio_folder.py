@@ -1,0 +1,35 @@
+"""A manifest from a folder or bucket prefix full of audio."""
+
+from __future__ import annotations
+
+import os
+
+import pyarrow as pa
+
+from wealy_ray.errors import ManifestError
+from wealy_ray.storage import Storage, scheme_of
+
+AUDIO_SUFFIXES = (
+    ".aac .aif .aiff .alac .flac .m4a .m4b .mka .mkv .mov .mp2 .mp3 .mp4 .oga .ogg .opus .wav .webm .wma"
+).split()
+
+
+def manifest_from_folder(storage: Storage, folder: str) -> pa.Table:
+    """Lists the audio objects below `folder`, in order of their names.
+
+    `track_id` is the path below the folder, suffix included (two formats of one song are two tracks).
+
+    Raises:
+        ManifestError: There is no audio below the folder.
+    """
+    if scheme_of(folder) == "file":
+        folder = os.path.abspath(folder.removeprefix("file://"))
+    base = folder.rstrip("/") + "/"
+    rows = [
+        {"track_id": info.uri.removeprefix(base), "audio_uri": info.uri, "etag": info.etag, "size": info.size}
+        for info in storage.list(folder)
+        if info.uri.lower().endswith(tuple(AUDIO_SUFFIXES))
+    ]
+    if not rows:
+        raise ManifestError(f"no audio files below {folder} (looked for {' '.join(AUDIO_SUFFIXES)})")
+    return pa.Table.from_pylist(rows)

@@ -1,0 +1,151 @@
+"""`wealy`: one verb per step. Only wiring: settings come from the recipe, work is done in the rooms."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from wealy_ray import __version__
+from wealy_ray.errors import ConfigError, WealyError
+
+log = logging.getLogger("wealy_ray")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs one verb and exits with its code (see `wealy_ray.errors`)."""
+    args = _parser().parse_args(arguments)
+    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
+    logging.getLogger("wealy_ray").setLevel(logging.INFO)
+    # SIGTERM (a stopped job, a drained node) ends like Ctrl-C: what is finished is published first
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.exit(_run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
+    try:
+        args.verb(args)
+    except WealyError as e:
+        if args.traceback:
+            raise
+        print(f"error: {e}", file=sys.stderr)
+        return e.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; finished tracks are saved, run the same command again to go on", file=sys.stderr)
+        return 130
+    except Exception as e:
+        if args.traceback:
+            raise
+        reason = str(e).strip().splitlines()
+        print(
+            f"error: unexpected {type(e).__name__}: {reason[0] if reason else ''} (a defect of wealy-ray; "
+            "`wealy --traceback ...` shows where)",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="wealy", description="Find recordings that share their lyrics.")
+    parser.add_argument("--version", action="version", version=f"wealy-ray {__version__}")
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    manifest = verbs.add_parser(
+        "manifest", help="build a manifest from a folder, bucket prefix, CSV or JSONL"
+    )
+    manifest.add_argument(
+        "source", help="folder or prefix of audio, or a .csv or .jsonl file with one row per track"
+    )
+    manifest.add_argument("--out", required=True, help="the Parquet manifest to write (any URI)")
+    manifest.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="NAME=THEIRS",
+        help="manifest column NAME is called THEIRS in the file, e.g. audio_uri=path",
+    )
+    _add_storage_options(manifest)
+    manifest.set_defaults(verb=_manifest)
+
+    for name, verb, help_text in (
+        ("extract", _extract, "audio -> decoder states; run again to go on where it stopped"),
+        ("retry-failed", _retry_failed, "work on the tracks that failed, and on nothing else"),
+    ):
+        command = verbs.add_parser(name, help=help_text)
+        command.add_argument("recipe", help="YAML file, see recipes/")
+        command.add_argument(
+            "override", nargs="*", help="settings that replace the recipe's: engine.num_slots=8"
+        )
+        command.set_defaults(verb=verb)
+
+    status = verbs.add_parser("status", help="what is in a store, now")
+    status.add_argument("store", help="folder or bucket prefix of the store")
+    _add_storage_options(status)
+    status.set_defaults(verb=_status)
+    return parser
+
+
+def _add_storage_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--s3-endpoint-url", help="S3-compatible server (else AWS_ENDPOINT_URL, else AWS)")
+    parser.add_argument("--s3-region", help="region of the bucket")
+
+
+def _storage(args: argparse.Namespace) -> Any:
+    from wealy_ray.config import StorageSettings
+    from wealy_ray.storage import Storage
+
+    return Storage(StorageSettings(s3_endpoint_url=args.s3_endpoint_url, s3_region=args.s3_region))
+
+
+def _manifest(args: argparse.Namespace) -> None:
+    from wealy_ray.catalog import manifest_from_folder, manifest_from_rows, write_manifest
+
+    columns = {}
+    for pair in args.column:
+        name, sep, theirs = pair.partition("=")
+        if not sep:
+            raise ConfigError(f"'{pair}' is not of the form NAME=THEIRS")
+        columns[name] = theirs
+    storage = _storage(args)
+    if args.source.lower().endswith((".csv", ".jsonl")):
+        table = manifest_from_rows(storage, args.source, columns)
+    else:
+        table = manifest_from_folder(storage, args.source)
+    write_manifest(storage, args.out, table)
+    print(f"{table.num_rows} tracks written to {args.out}")
+
+
+def _extract(args: argparse.Namespace) -> None:
+    _run_extract(args, retry_failed=False)
+
+
+def _retry_failed(args: argparse.Namespace) -> None:
+    _run_extract(args, retry_failed=True)
+
+
+def _run_extract(args: argparse.Namespace, *, retry_failed: bool) -> None:
+    from wealy_ray.config import load_recipe, parse_override
+    from wealy_ray.pipelines.extract import run_extract
+    from wealy_ray.report.tables import extract_table
+
+    recipe = load_recipe(args.recipe, dict(parse_override(text) for text in args.override))
+    print(extract_table(run_extract(recipe, retry_failed=retry_failed)))
+
+
+def _status(args: argparse.Namespace) -> None:
+    from wealy_ray.report.status import store_status
+
+    print(store_status(_storage(args), args.store))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The jobs that run on Ray: the only rooms that import it."""

@@ -1,0 +1,270 @@
+"""Passes over the work that is left: all tracks together through Ray Data, suspects alone, until nothing is left.
+
+A dead engine actor is started again a bounded number of times (its blocks run again). When Ray Data then gives
+up, the tracks that its flight record names become suspects. A suspect runs alone in a fresh process; one that
+kills that process `suspect_attempts` times becomes a failed row. Lost nodes are nobody's fault.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from wealy_ray.errors import TransientError, WealyError
+from wealy_ray.pipelines.flight import Suspects, clear_records, flying
+from wealy_ray.pipelines.session import check_resources, connect, engine_gpus, find_cause
+from wealy_ray.pipelines.stages import EngineStage, SoloExtractor, StageContext, decode_tracks, write_tracks
+from wealy_ray.storage import Storage
+from wealy_ray.store import TrackStates, write_shard
+
+if TYPE_CHECKING:
+    import ray.data
+
+log = logging.getLogger(__name__)
+
+FRUITLESS_PASSES = 3
+"""Passes in a row that end in a lost engine or node, finish no track and find no suspect, before we stop."""
+TICK_S = 1.0
+BLOCKS_PER_ENGINE = 2
+"""Blocks that an engine works on at the same time: the second one fills the slots that the first one leaves."""
+
+
+def build_dataset(work: pa.Table, context: StageContext, gpus: float) -> ray.data.Dataset:
+    """The plan: work -> decode (tasks) -> engine (actors) -> write (tasks) -> receipts.
+
+    Args:
+        work: Rows in `WORK_SCHEMA`.
+        context: Of this run.
+        gpus: GPUs of one engine actor.
+    """
+    import ray.data
+
+    resources = context.recipe.resources
+    pool = ray.data.ActorPoolStrategy(
+        min_size=resources.engine_min,
+        max_size=resources.engine_max,
+        initial_size=resources.engine_initial or resources.engine_min,
+        max_concurrent_calls_per_actor=BLOCKS_PER_ENGINE,
+        max_tasks_in_flight_per_actor=2 * BLOCKS_PER_ENGINE,
+    )
+    return (
+        ray.data.from_arrow(work)
+        .repartition(target_num_rows_per_block=resources.tracks_per_block)
+        .map_batches(
+            decode_tracks,
+            fn_kwargs={"context": context},
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=resources.decode_cpus,
+        )
+        .map_batches(
+            EngineStage,
+            fn_constructor_kwargs={"context": context, "use_gpu": gpus > 0},
+            batch_size=resources.tracks_per_block,
+            batch_format="pyarrow",
+            num_cpus=resources.engine_cpus,
+            num_gpus=gpus or None,
+            compute=pool,
+            # Ray's default is to start a dead actor, and run its tracks, again for ever
+            max_restarts=resources.engine_restarts,
+            max_task_retries=resources.engine_restarts,
+        )
+        .map_batches(
+            write_tracks,
+            fn_kwargs={"context": context},
+            batch_size=resources.tracks_per_shard,
+            batch_format="pyarrow",
+            num_cpus=resources.writer_cpus,
+        )
+    )
+
+
+class PassRunner:
+    """Runs passes for one driver.
+
+    Args:
+        context: Of this run.
+        storage: Where the store lies.
+        on_receipt: Called with the index rows of each shard that was written, and with None about once a second.
+    """
+
+    def __init__(
+        self, context: StageContext, storage: Storage, on_receipt: Callable[[pa.Table | None], None]
+    ) -> None:
+        self.context, self.storage, self.on_receipt = context, storage, on_receipt
+        self.cluster = connect()
+        check_resources(context.recipe.resources, self.cluster)
+        self.gpus = engine_gpus(context.recipe.resources, self.cluster)
+        self.suspects = Suspects(storage, context.root)
+
+    def run_until_done(self, remaining: Callable[[], pa.Table]) -> None:
+        """Runs passes until `remaining()` (rows in `WORK_SCHEMA`) is empty.
+
+        Raises:
+            WealyError: A fault of the run.
+            TransientError: Engines or nodes keep dying and nothing gets done.
+        """
+        fruitless, left_before = 0, -1
+        while (todo := remaining()).num_rows:
+            self.suspects.clear(set(self.suspects.kills) - set(todo["track_id"].to_pylist()))
+            suspected = pc.is_in(todo["track_id"], value_set=pa.array([*self.suspects.kills], pa.string()))
+            if pc.any(suspected).as_py():
+                self._run_alone(todo.filter(suspected))
+                continue
+            lost = self._run_together(todo)
+            if lost is None:
+                continue
+            fruitless = fruitless + 1 if todo.num_rows == left_before else 0
+            left_before = todo.num_rows
+            if fruitless >= FRUITLESS_PASSES and not self.suspects.kills:
+                raise TransientError(
+                    f"engines or nodes died in {fruitless + 1} passes in a row and no track was finished ({lost}); "
+                    "check the cluster, then run the same command again"
+                )
+        self.suspects.clear(set(self.suspects.kills))
+
+    def _run_together(self, todo: pa.Table) -> str | None:
+        """One pass of Ray Data.
+
+        Returns:
+            None when it ran to its end; else what was lost, with the suspects noted.
+        """
+        import ray.exceptions
+
+        clear_records(self.storage, self.context.root)
+        dataset = build_dataset(todo, self.context, self.gpus)
+        try:
+            for rows in _receipts(dataset):
+                self.on_receipt(rows)
+        except Exception as e:
+            fault = find_cause(e, WealyError)
+            if fault is not None:
+                raise fault from e
+            died = find_cause(e, ray.exceptions.RayActorError)
+            if died is not None:
+                self._suspect(died, set(todo["track_id"].to_pylist()))
+                return _first_line(died)
+            lost = find_cause(e, ray.exceptions.RaySystemError) or find_cause(
+                e, ray.exceptions.WorkerCrashedError
+            )
+            lost = lost or find_cause(e, ray.exceptions.ObjectLostError)
+            if lost is not None:
+                log.warning("a worker or node was lost (%s); starting another pass", _first_line(lost))
+                return _first_line(lost)
+            raise
+        return None
+
+    def _suspect(self, died: Any, todo: set[str]) -> None:
+        if died.preempted:
+            log.warning("an engine's node was preempted; starting another pass")
+            return
+        suspects = flying(self.storage, self.context.root, died.actor_id) & todo
+        self.suspects.add(suspects)
+        log.warning("an engine died repeatedly; %d tracks it worked on run alone now", len(suspects))
+
+    def _run_alone(self, todo: pa.Table) -> None:
+        """Each track in a process that nobody else uses at the time."""
+        engine: Any = None
+        for i in range(todo.num_rows):
+            work = todo.slice(i, 1)
+            rows = None
+            while rows is None:
+                engine = engine or self._solo_engine()
+                rows = self._try_alone(engine, work)
+                if rows is None:
+                    engine = None
+                    rows = self._give_up(work)
+            self.on_receipt(rows)
+
+    def _solo_engine(self) -> Any:
+        import ray
+
+        resources = self.context.recipe.resources
+        remote = ray.remote(SoloExtractor).options(
+            num_cpus=resources.engine_cpus, num_gpus=self.gpus or None, max_restarts=0
+        )
+        return remote.remote(self.context, self.gpus > 0)
+
+    def _try_alone(self, engine: Any, work: pa.Table) -> pa.Table | None:
+        """The track's receipt; None when the engine's process died of it."""
+        import ray
+        import ray.exceptions
+
+        track_id = work["track_id"][0].as_py()
+        result = engine.extract.remote(work)
+        while not ray.wait([result], timeout=TICK_S)[0]:
+            self.on_receipt(None)
+        try:
+            return ray.get(result)
+        except ray.exceptions.RayActorError as e:
+            if e.preempted or ("node" in str(e).lower() and "died" in str(e).lower()):
+                log.warning("the node of the engine that ran '%s' alone was lost; not counted", track_id)
+            else:
+                kills = self.suspects.killed_alone(track_id)
+                log.warning("track '%s' killed its engine, alone, %d times now", track_id, kills)
+            return None
+        except ray.exceptions.RayTaskError as e:
+            fault = find_cause(e, WealyError)
+            if fault is not None:
+                raise fault from e
+            raise
+
+    def _give_up(self, work: pa.Table) -> pa.Table | None:
+        """The receipt of a failed row once the track has killed its engine too often; None before."""
+        track_id, uri, etag = (work[name][0].as_py() for name in ("track_id", "audio_uri", "etag"))
+        kills = self.suspects.kills[track_id]
+        if kills < self.context.recipe.suspect_attempts:
+            return None
+        failed = TrackStates.failed(
+            track_id,
+            uri,
+            "engine_crashed",
+            f"the track killed its engine {kills} times, alone",
+            manifest_etag=etag,
+        )
+        return write_shard(
+            self.storage,
+            self.context.root,
+            [failed],
+            extractor_id=self.context.extractor_id,
+            epoch=self.context.epoch,
+            numerics={},
+        )
+
+
+def _receipts(dataset: ray.data.Dataset) -> Iterator[pa.Table | None]:
+    """Receipts as they come, and None about once a second, so that the driver can tick meanwhile."""
+    results: queue.Queue[pa.Table | BaseException | None] = queue.Queue()
+
+    def consume() -> None:
+        try:
+            for rows in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                results.put(rows)
+        except BaseException as e:
+            results.put(e)
+        else:
+            results.put(None)
+
+    threading.Thread(target=consume, name="receipts", daemon=True).start()
+    while True:
+        try:
+            result = results.get(timeout=TICK_S)
+        except queue.Empty:
+            yield None
+            continue
+        if result is None:
+            return
+        if isinstance(result, BaseException):
+            raise result
+        yield result
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,130 @@
+"""Connecting to Ray, and telling what a failed Ray job died of."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from wealy_ray.config import ExtractResources
+from wealy_ray.errors import ClusterError
+
+log = logging.getLogger(__name__)
+E = TypeVar("E", bound=BaseException)
+
+LOCAL_MIN_CPUS = 8
+"""Logical CPUs of a local session: with fewer, stages that each hold a share starve one another."""
+NO_PROGRESS_S = 24 * 3600
+"""Ray Data gives up after half an hour without progress; waiting for spot GPUs may take longer."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a job runs on.
+
+    Attributes:
+        address: `local`, or the address of the cluster.
+        num_cpus: Logical CPUs now.
+        num_gpus: GPUs now.
+        num_nodes: Nodes alive now.
+    """
+
+    address: str
+    num_cpus: float
+    num_gpus: float
+    num_nodes: int
+
+
+def connect() -> Cluster:
+    """Joins the cluster named by RAY_ADDRESS (set inside `ray job submit`), else starts a local session.
+
+    Raises:
+        ClusterError: Ray cannot be reached or started.
+    """
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address == "local":
+        # whether Ray asks for a token depends on what ran before on this machine: a private session needs none
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if not ray.is_initialized():
+        local = {"num_cpus": max(LOCAL_MIN_CPUS, os.cpu_count() or 1), "include_dashboard": False}
+        try:
+            ray.init(
+                address=address,
+                log_to_driver=True,
+                logging_level="warning",
+                **(local if address == "local" else {}),
+            )
+        except Exception as e:  # Ray raises many kinds here; each means the same to the user
+            reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+            raise ClusterError(f"cannot connect to Ray at '{address}': {reason}") from e
+    _configure_data()
+    resources = ray.cluster_resources()
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    return Cluster(address, resources.get("CPU", 0.0), resources.get("GPU", 0.0), nodes)
+
+
+def _configure_data() -> None:
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # they count blocks; ours count tracks
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = NO_PROGRESS_S
+
+
+def engine_gpus(resources: ExtractResources, cluster: Cluster) -> float:
+    """GPUs of one engine actor: the recipe's, else one where the cluster has any."""
+    if resources.engine_gpus is not None:
+        return resources.engine_gpus
+    return 1.0 if cluster.num_gpus >= 1 else 0.0
+
+
+def check_resources(resources: ExtractResources, cluster: Cluster) -> None:
+    """Refuses a recipe that could never be scheduled on a fixed, local session.
+
+    A cluster may scale up, so nothing can be said there.
+
+    Raises:
+        ClusterError: The stages need more CPUs or GPUs than there are.
+    """
+    if cluster.address != "local":
+        return
+    gpus = engine_gpus(resources, cluster) * resources.engine_min
+    if gpus > cluster.num_gpus:
+        raise ClusterError(
+            f"the engines need {gpus:g} GPUs, this machine has {cluster.num_gpus:g}; set "
+            "resources.engine_gpus: 0 to run on CPUs"
+        )
+    cpus = resources.engine_cpus * resources.engine_min + resources.decode_cpus + resources.writer_cpus
+    if cpus > cluster.num_cpus:
+        raise ClusterError(
+            f"the stages need {math.ceil(cpus)} CPUs at least, this session has {cluster.num_cpus:g}; lower "
+            "resources.engine_cpus or resources.engine_min"
+        )
+
+
+def find_cause(error: BaseException, kind: type[E]) -> E | None:
+    """The first exception of class `kind` behind `error`, through Ray's wrappers."""
+    return next((e for e in _causes(error) if isinstance(e, kind)), None)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    queue, seen = [error], set()
+    while queue:
+        e = queue.pop(0)
+        if id(e) in seen:
+            continue
+        seen.add(id(e))
+        yield e
+        # RayTaskError keeps the worker's exception in `cause`
+        queue += [
+            c for c in (getattr(e, "cause", None), e.__cause__, e.__context__) if isinstance(c, BaseException)
+        ]

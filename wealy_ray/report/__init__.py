@@ -1,0 +1,1 @@
+"""What is left of a run for people: the run record."""

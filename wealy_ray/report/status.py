@@ -1,0 +1,66 @@
+"""What is in a store, now: read from its index, at any time, without Ray."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from wealy_ray.errors import StoreError
+from wealy_ray.report.tables import counts_in_words, two_columns
+from wealy_ray.storage import Storage, join
+from wealy_ray.store import Index, list_extractors, read_latest
+
+FAILURES_SHOWN = 20
+
+
+def store_status(storage: Storage, store: str) -> str:
+    """Counts of every extractor in a store.
+
+    Raises:
+        StoreError: There is no store, or an index is damaged.
+    """
+    extractors = list_extractors(storage, store)
+    if not extractors:
+        raise StoreError(f"there is no store at {store}; `wealy extract` makes one")
+    return "\n".join(_extractor_status(storage, join(store, name)) for name in extractors)
+
+
+def _extractor_status(storage: Storage, root: str) -> str:
+    index = read_latest(storage, root)
+    if index is None:
+        return two_columns(root, [("tracks", "none yet")])
+    rows, counts = index.table, index.counts()
+    shards = {info.uri.rsplit("/", 1)[-1]: info.size for info in storage.list(join(root, "shards"))}
+    unnamed = shards.keys() - index.shards()
+    table = two_columns(
+        root,
+        [
+            ("index", f"number {index.number}, written by run {index.metadata['run_id']}"),
+            ("tracks", f"{len(index)} = {counts['ok']} ok + {counts['failed']} failed"),
+            ("failures", counts_in_words(value_counts(rows["error_type"]))),
+            ("states", f"{pc.sum(rows['num_states']).as_py() or 0:,}"),
+            ("audio", f"{(pc.sum(rows['duration_s']).as_py() or 0) / 3600:.2f} h"),
+            ("languages", counts_in_words(value_counts(rows["language"]))),
+            ("shards", f"{len(shards)} files, {sum(shards.values()) / 1e6:.1f} MB"),
+            ("not indexed", f"{len(unnamed)} shards; the next run adopts what is missing" if unnamed else ""),
+        ],
+    )
+    return "\n".join([table, *_failures(index)])
+
+
+def _failures(index: Index) -> list[str]:
+    failed = index.table.filter(pc.equal(index.table["status"], "failed"))
+    shown = failed.slice(0, FAILURES_SHOWN)
+    lines = [
+        f"  failed  {track_id}: {kind}"
+        for track_id, kind in zip(shown["track_id"].to_pylist(), shown["error_type"].to_pylist(), strict=True)
+    ]
+    if failed.num_rows > FAILURES_SHOWN:
+        lines.append(f"  failed  ... and {failed.num_rows - FAILURES_SHOWN} more")
+    return lines
+
+
+def value_counts(column: pa.ChunkedArray) -> dict[str, int]:
+    """How often each value stands in a column, most frequent first; nulls are left out."""
+    found = pc.value_counts(pc.drop_null(column)).to_pylist()
+    return {v["values"]: v["counts"] for v in sorted(found, key=lambda v: (-v["counts"], v["values"]))}

@@ -1,0 +1,432 @@
+"""One door to all storage: local disk, S3, and whatever fsspec opens.
+
+`Storage` is small, picklable and thread-safe. It knows four things that matter to us:
+
+* **Atomic**: a reader sees a whole file or none (local: temporary file and rename; object stores by nature).
+* **Write if absent**: of several writers of one name exactly one succeeds (local: hard link; S3: `If-None-Match`).
+* **Faults are sorted**: an object's own fault (`ObjectMissingError`, `ObjectForbiddenError`), a fault of the run
+  (`StorageError`: bad credentials, missing bucket), and a passing fault, which is retried with back-off and
+  ends as `TransientError`.
+* **Secrets stay out of URIs**: credentials come from the usual environment or profile only.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+import fsspec.implementations.local
+
+from wealy_ray.config import StorageSettings
+from wealy_ray.errors import ConfigError, StorageError, TransientError
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+CREDENTIAL_CODES = {
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+    "InvalidToken",
+    "TokenRefreshRequired",
+    "InvalidClientTokenId",
+    "UnrecognizedClientException",
+    "AuthorizationHeaderMalformed",
+    "RequestTimeTooSkewed",
+}
+TRANSIENT_CODES = {
+    "InternalError",
+    "ServiceUnavailable",
+    "SlowDown",
+    "RequestTimeout",
+    "OperationAborted",
+    "ConditionalRequestConflict",
+    "Throttling",
+    "ThrottlingException",
+    "500",
+    "502",
+    "503",
+    "504",
+}
+TRANSIENT_ERRNO = {
+    errno.EIO,
+    errno.EREMOTEIO,
+    errno.EBUSY,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.ECONNRESET,
+    errno.ECONNREFUSED,
+    errno.ECONNABORTED,
+    errno.EPIPE,
+    errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
+}
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 20.0
+
+
+class ObjectMissingError(StorageError):
+    """One object does not exist (its bucket does)."""
+
+
+class ObjectForbiddenError(StorageError):
+    """One object may not be read (the credentials are otherwise good)."""
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """What identifies one version of an object.
+
+    Attributes:
+        uri: The object.
+        size: Bytes.
+        etag: The store's entity tag; on local disk and where there is none, the modification time.
+    """
+
+    uri: str
+    size: int
+    etag: str
+
+
+def join(base: str, *parts: str) -> str:
+    """Joins a folder URI or path and names below it."""
+    return "/".join([base.rstrip("/") if base.strip("/") else base, *(p.strip("/") for p in parts)])
+
+
+def scheme_of(uri: str) -> str:
+    """The URI's scheme; `file` for plain paths."""
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)(://|::)", uri)
+    return match.group(1).lower() if match else "file"
+
+
+def check_uri(uri: str) -> None:
+    """Refuses URIs that nothing can open, and URIs that carry credentials.
+
+    Raises:
+        ConfigError: Unknown scheme, or `user:password@` in the URI (which is not repeated).
+    """
+    scheme = scheme_of(uri)
+    if scheme not in fsspec.available_protocols():
+        raise ConfigError(
+            f"unknown URI scheme '{scheme}' in {uri}; use a path, s3:// or another fsspec scheme"
+        )
+    if scheme != "file" and re.match(r"[^/]+://[^/]*:[^/]*@", uri):
+        raise ConfigError(
+            f"a {scheme}:// URI carries credentials; remove them and set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or a profile, instead"
+        )
+
+
+class Storage:
+    """Access to files by URI; see the module's docstring.
+
+    Args:
+        settings: Endpoint, region and patience.
+    """
+
+    def __init__(self, settings: StorageSettings | None = None) -> None:
+        self.settings = settings or StorageSettings()
+        self._filesystems: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"settings": self.settings}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["settings"])  # type: ignore[misc]
+
+    def info(self, uri: str) -> ObjectInfo:
+        """Size and version of one object.
+
+        Raises:
+            ObjectMissingError, ObjectForbiddenError, StorageError, TransientError: See the module.
+        """
+
+        def call(fs: Any, path: str) -> ObjectInfo:
+            found = fs.info(path)
+            if found.get("type") == "directory":
+                raise FileNotFoundError(uri)
+            return _object_info(uri, found)
+
+        return self._call(uri, call)
+
+    def exists(self, uri: str) -> bool:
+        """Whether the object exists (a missing bucket is an error, not an absence)."""
+        try:
+            self.info(uri)
+        except ObjectMissingError:
+            return False
+        return True
+
+    def read(self, uri: str) -> bytes:
+        """The whole object."""
+        return self._call(uri, lambda fs, path: fs.cat_file(path))
+
+    def read_range(self, uri: str, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset`; fewer at the end of the object."""
+        if length <= 0:
+            return b""
+        return self._call(uri, lambda fs, path: fs.cat_file(path, start=offset, end=offset + length))
+
+    def list(self, uri: str) -> Iterator[ObjectInfo]:
+        """All objects below a folder or prefix, by name; none when it does not exist."""
+
+        def call(fs: Any, path: str) -> list[ObjectInfo]:
+            found = fs.find(path, detail=True)
+            if not found and scheme_of(uri) == "s3":  # s3fs lists a missing bucket as an empty one
+                fs.call_s3("list_objects_v2", Bucket=path.split("/", maxsplit=1)[0], MaxKeys=1)
+            return [
+                _object_info(fs.unstrip_protocol(name) if scheme_of(uri) != "file" else name, detail)
+                for name, detail in sorted(found.items())
+                if detail.get("type") != "directory"
+            ]
+
+        return iter(self._call(uri, call))
+
+    def write(self, uri: str, data: bytes) -> None:
+        """Writes an object atomically, replacing an older one."""
+
+        def call(fs: Any, path: str) -> None:
+            if _is_local(fs):
+                with _temporary_beside(path, data) as temporary:
+                    os.replace(temporary, path)
+            else:
+                fs.pipe_file(path, data)
+
+        self._call(uri, call)
+
+    def write_if_absent(self, uri: str, data: bytes) -> bool:
+        """Writes an object unless it exists.
+
+        `data` should be unique to its writer: when a retried request finds the object there, its content
+        tells whether the first try had already succeeded.
+
+        Returns:
+            Whether this call's data is now the object.
+        """
+
+        def call(fs: Any, path: str) -> bool:
+            try:
+                if _is_local(fs):
+                    with _temporary_beside(path, data) as temporary:
+                        os.link(temporary, path)
+                else:
+                    fs.pipe_file(path, data, mode="create")
+            except OSError as e:
+                if isinstance(e, FileExistsError) or _code(e) in ("PreconditionFailed", "412"):
+                    return fs.cat_file(path) == data
+                raise
+            return True
+
+        return self._call(uri, call)
+
+    def delete(self, uri: str) -> None:
+        """Deletes an object; one that is already gone is no error."""
+
+        def call(fs: Any, path: str) -> None:
+            try:
+                fs.rm_file(path)
+            except FileNotFoundError:
+                pass
+
+        self._call(uri, call)
+
+    def check_folder(self, uri: str) -> None:
+        """Fails unless the folder's bucket (or nearest existing parent) can be used: nothing is written.
+
+        Raises:
+            ConfigError: Bad URI.
+            StorageError: Missing bucket, bad credentials, no permission, not a folder, not writable.
+            TransientError: The storage cannot be reached.
+        """
+
+        def call(fs: Any, path: str) -> None:
+            if _is_local(fs):
+                parent = Path(path)
+                while not parent.exists():
+                    parent = parent.parent
+                if not parent.is_dir():
+                    raise StorageError(f"{uri} cannot be used as a folder: {parent} is a file")
+                if not os.access(parent, os.W_OK):
+                    raise StorageError(f"{uri} cannot be written: no permission on {parent}")
+            elif scheme_of(uri) == "s3":
+                fs.call_s3("list_objects_v2", Bucket=path.split("/", maxsplit=1)[0], MaxKeys=1)
+            else:
+                fs.exists(path)
+
+        try:
+            self._call(uri, call)
+        except ObjectForbiddenError as e:
+            raise StorageError(
+                f"no permission to use {uri}; check the credentials and the bucket's policy"
+            ) from e
+
+    def _call(self, uri: str, work: Callable[[Any, str], T]) -> T:
+        """Runs `work(filesystem, path)`, retries passing faults, translates the rest."""
+        check_uri(uri)
+        began, pause_s, warned = time.monotonic(), FIRST_PAUSE_S, False
+        while True:
+            try:
+                fs, path = self._open(uri)
+                return work(fs, path)
+            except StorageError:
+                raise
+            except Exception as e:
+                fault = _classify(uri, e, self._bucket_is_missing)
+                if fault is not None:
+                    raise fault from e
+                if not _is_transient(e):
+                    raise StorageError(f"cannot access {uri}: {_reason(e)}") from e
+                waited_s = time.monotonic() - began
+                if waited_s + pause_s > self.settings.retry_for_s:
+                    raise TransientError(
+                        f"storage did not answer for {waited_s:.0f} s at {uri} ({_reason(e)}); "
+                        "run the same command again when it is back"
+                    ) from e
+                if not warned:
+                    log.warning(
+                        "storage does not answer at %s (%s); retrying for up to %.0f s",
+                        uri,
+                        _reason(e),
+                        self.settings.retry_for_s,
+                    )
+                    warned = True
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _open(self, uri: str) -> tuple[Any, str]:
+        scheme = scheme_of(uri)
+        with self._lock:
+            fs = self._filesystems.get(scheme)
+            if fs is None:
+                try:
+                    fs = fsspec.filesystem(scheme, **self._options(scheme))
+                except ImportError as e:
+                    raise StorageError(f"{scheme}:// needs one more package: {e}") from e
+                self._filesystems[scheme] = fs
+        return fs, fs._strip_protocol(uri)
+
+    def _options(self, scheme: str) -> dict[str, Any]:
+        if scheme != "s3":
+            return {"skip_instance_cache": True}
+        client: dict[str, Any] = {"region_name": self.settings.s3_region} if self.settings.s3_region else {}
+        return {
+            "endpoint_url": self.settings.s3_endpoint_url,
+            "client_kwargs": client,
+            "use_listings_cache": False,
+            "skip_instance_cache": True,
+            # our own loop retries for as long as the recipe says; within one call a few quick tries are enough
+            "config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 2}},
+        }
+
+    def _bucket_is_missing(self, uri: str) -> bool:
+        fs, path = self._open(uri)
+        try:
+            fs.call_s3("list_objects_v2", Bucket=path.split("/")[0], MaxKeys=1)
+        except Exception as e:
+            return _code(e) in ("NoSuchBucket", "404")
+        return False
+
+
+def _classify(uri: str, error: Exception, bucket_is_missing: Callable[[str], bool]) -> StorageError | None:
+    """The fault of one object or of the run that `error` stands for; None for anything else."""
+    code, scheme = _code(error), scheme_of(uri)
+    if code in CREDENTIAL_CODES or type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
+        return StorageError(
+            f"the credentials are not accepted for {uri} ({code or _reason(error)}); check AWS_ACCESS_KEY_ID, "
+            "AWS_SECRET_ACCESS_KEY and the profile"
+        )
+    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        if scheme == "s3" and (code == "NoSuchBucket" or bucket_is_missing(uri)):
+            bucket = uri.split("/")[2]
+            return StorageError(
+                f"the bucket '{bucket}' does not exist (in {uri}); create it or correct the name"
+            )
+        return ObjectMissingError(f"{uri} does not exist")
+    if isinstance(error, PermissionError):
+        return ObjectForbiddenError(f"no permission for {uri}")
+    return None
+
+
+def _is_transient(error: Exception) -> bool:
+    if _code(error) in TRANSIENT_CODES:
+        return True
+    for e in _causes(error):
+        if isinstance(e, ConnectionError | TimeoutError):
+            return True
+        if isinstance(e, OSError) and e.errno in TRANSIENT_ERRNO:
+            return True
+        # botocore's and aiohttp's network errors are no OSErrors: known by their families' names
+        names = {c.__name__ for c in type(e).__mro__}
+        if names & {
+            "HTTPClientError",
+            "ClientError_aiohttp",
+            "FSTimeoutError",
+            "IncompleteRead",
+            "ClientPayloadError",
+        }:
+            return True
+        if names & {"ClientConnectionError", "ServerTimeoutError", "ResponseParserError"}:
+            return True
+    return False
+
+
+def _code(error: BaseException) -> str:
+    """The S3 error code behind an exception, or an empty string."""
+    for e in _causes(error):
+        response = getattr(e, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code", ""))
+    return ""
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _reason(error: Exception) -> str:
+    text = (getattr(error, "strerror", None) or str(error) or type(error).__name__).strip()
+    return text.splitlines()[0][:200]
+
+
+def _object_info(uri: str, found: dict[str, Any]) -> ObjectInfo:
+    etag = found.get("ETag") or found.get("etag") or found.get("mtime") or found.get("LastModified") or ""
+    if isinstance(etag, float):  # local disk: nanoseconds tell two writes of one second apart
+        etag = f"mtime-{os.stat(found['name']).st_mtime_ns}"
+    return ObjectInfo(uri, int(found["size"] or 0), str(etag).strip('"'))
+
+
+def _is_local(fs: Any) -> bool:
+    return isinstance(fs, fsspec.implementations.local.LocalFileSystem)
+
+
+class _temporary_beside:  # noqa: N801 (used like a function)
+    """A flushed temporary file with `data` in the folder of `path`; removed at the end if still there."""
+
+    def __init__(self, path: str, data: bytes) -> None:
+        self.path, self.data = path, data
+
+    def __enter__(self) -> str:
+        folder = os.path.dirname(self.path)
+        os.makedirs(folder, exist_ok=True)
+        self.name = os.path.join(folder, f".tmp-{uuid.uuid4().hex}")
+        with open(self.name, "xb") as f:
+            f.write(self.data)
+            f.flush()
+            os.fsync(f.fileno())
+        return self.name
+
+    def __exit__(self, *exc: object) -> None:
+        if os.path.exists(self.name):
+            os.unlink(self.name)

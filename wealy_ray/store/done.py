@@ -1,0 +1,70 @@
+"""Which tracks of a manifest are done.
+
+A track is done when the index holds its id for the same audio: where the manifest names a version (etag),
+the row was read at that version or for that version; where it names none, the row was read from the same URI.
+Failed tracks count as done, unless they are to be retried.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from wealy_ray.store.index import Index
+
+
+def split_work(manifest: pa.Table, index: Index | None, *, retry_failed: bool = False) -> np.ndarray:
+    """Which rows of a manifest are done.
+
+    Args:
+        manifest: Columns track_id, audio_uri and, nullable or absent, etag.
+        index: The store's state; None: nothing is done.
+        retry_failed: Failed tracks are not done.
+
+    Returns:
+        bool [num_rows], True where the track is done.
+    """
+    if index is None:
+        return np.zeros(manifest.num_rows, bool)
+    return is_done(manifest, index.table, index.positions(manifest["track_id"]), retry_failed=retry_failed)
+
+
+def is_done(
+    manifest: pa.Table,
+    rows: pa.Table,
+    positions: pa.Array | pa.ChunkedArray,
+    *,
+    retry_failed: bool,
+) -> np.ndarray:
+    """The rule itself, for manifest row i against row `positions[i]` of `rows`.
+
+    Args:
+        manifest: Columns track_id, audio_uri and, nullable or absent, etag.
+        rows: Index rows.
+        positions: int [num manifest rows], null where there is no row.
+        retry_failed: Failed rows are not done.
+
+    Returns:
+        bool [num manifest rows].
+    """
+    if not manifest.num_rows or not rows.num_rows:
+        return np.zeros(manifest.num_rows, bool)
+    names = ["audio_uri", "audio_etag", "manifest_etag", "status"]
+    # a missing position becomes row 0, and is masked at the end
+    found = rows.select(names).take(pc.fill_null(positions, 0))
+    if "etag" in manifest.column_names:
+        etag = manifest["etag"].cast(pa.string())
+    else:
+        etag = pa.nulls(manifest.num_rows, pa.string())
+    same_version = pc.or_(_equal(etag, found["audio_etag"]), _equal(etag, found["manifest_etag"]))
+    same_uri = _equal(manifest["audio_uri"], found["audio_uri"])
+    done = pc.and_(pc.if_else(pc.is_null(etag), same_uri, same_version), pc.is_valid(positions))
+    if retry_failed:
+        done = pc.and_(done, pc.equal(found["status"], "ok"))
+    return np.asarray(done, bool)
+
+
+def _equal(a: pa.ChunkedArray, b: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Equality in which null equals nothing."""
+    return pc.fill_null(pc.equal(a, b), False)

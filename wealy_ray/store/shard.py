@@ -1,0 +1,303 @@
+"""Shards: immutable Parquet files of tracks, whose footers carry the receipt.
+
+A row group holds one track, uncompressed, so the bytes of its states lie contiguously in the file: an index
+of (shard, offset, length) gives any track, or a crop of it, with one ranged read. The receipt (the index rows
+of the file's own tracks) is stored in the footer as JSON, so that a shard's tail is enough to adopt it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wealy_ray.errors import StoreError
+from wealy_ray.storage import ObjectMissingError, Storage, join
+from wealy_ray.store.schema import (
+    FORMAT_VERSION,
+    INDEX_SCHEMA,
+    SHARD_SCHEMA,
+    STATES_DTYPE,
+    TrackStates,
+    checksum_of,
+    runs_of,
+)
+
+MAGIC = b"PAR1"
+TAIL_BYTES = 256 * 1024
+"""First guess of a footer's size: 64 tracks take about 150 kB."""
+STATES_COLUMN = -1
+"""Place of `states` among a row group's column chunks."""
+
+
+def write_shard(
+    storage: Storage,
+    root: str,
+    tracks: Sequence[TrackStates],
+    *,
+    extractor_id: str,
+    epoch: int,
+    numerics: dict[str, str],
+) -> pa.Table:
+    """Writes tracks as one new shard, atomically.
+
+    Args:
+        storage: Where to write.
+        root: `<store>/<extractor_id>`.
+        tracks: At least one; each id once.
+        extractor_id: What the states were computed with.
+        epoch: Epoch of the driver that runs this writer.
+        numerics: What may change rounding but not the extractor: device, dtype, batch sizes.
+
+    Returns:
+        The receipt: the tracks' index rows (`INDEX_SCHEMA`).
+
+    Raises:
+        StorageError, TransientError: The storage refuses, or does not answer.
+    """
+    assert tracks, "an empty shard"
+    ids = {t.track_id for t in tracks}
+    assert len(ids) == len(tracks), "a track stands twice in one shard"
+    name = f"{uuid.uuid4()}.parquet"
+    sink = io.BytesIO()
+    rows = []
+    with pq.ParquetWriter(
+        sink,
+        SHARD_SCHEMA,
+        compression="none",
+        use_dictionary=False,
+        write_statistics=["track_id", "status", "language"],
+        write_page_checksum=True,
+    ) as writer:
+        for number, track in enumerate(tracks):
+            payload = pa.py_buffer(np.ascontiguousarray(track.states, STATES_DTYPE))
+            writer.write_table(track.to_row(payload))
+            rows.append(_receipt_row(track, payload, name, number, end=sink.tell()))
+        receipt = json.dumps(rows)
+        writer.add_key_value_metadata(
+            {
+                "wealy_format": FORMAT_VERSION,
+                "extractor_id": extractor_id,
+                "epoch": str(epoch),
+                "numerics": json.dumps(numerics, sort_keys=True),
+                "receipt": receipt,
+                "receipt_checksum": checksum_of(receipt.encode()),
+            }
+        )
+    data = sink.getvalue()
+    metadata = pq.read_metadata(pa.BufferReader(data))
+    assert _offsets_in(metadata, rows) == [r["payload_offset"] for r in rows], (
+        "payloads are not where expected"
+    )
+    storage.write(shard_uri(root, name), data)
+    return _receipt_table(rows, name, len(data))
+
+
+def shard_uri(root: str, name: str) -> str:
+    """URI of a shard."""
+    return join(root, "shards", name)
+
+
+def read_receipt(storage: Storage, root: str, name: str, *, extractor_id: str | None = None) -> pa.Table:
+    """Reads a shard's receipt from its footer, with ranged reads only.
+
+    Args:
+        storage: Where to read.
+        root: `<store>/<extractor_id>`.
+        name: File name of the shard.
+        extractor_id: What the shard must have been computed with; None: the last part of `root`.
+
+    Returns:
+        `INDEX_SCHEMA` rows, one per track of the shard.
+
+    Raises:
+        StoreError: The shard is damaged, truncated, no shard of ours, or of another extractor.
+    """
+    uri = shard_uri(root, name)
+    try:
+        size = storage.info(uri).size
+    except ObjectMissingError as e:
+        raise StoreError(f"the shard {uri} does not exist") from e
+    metadata = _read_footer(storage, uri, size)
+    values = {k.decode(): v.decode("utf-8", "replace") for k, v in (metadata.metadata or {}).items()}
+    if "wealy_format" not in values:
+        raise StoreError(f"{uri} is a Parquet file but no shard of a store")
+    if values["wealy_format"] != FORMAT_VERSION:
+        raise StoreError(
+            f"the shard {uri} has format {values['wealy_format']}, this version reads {FORMAT_VERSION}"
+        )
+    wanted = extractor_id or root.rstrip("/").rsplit("/", 1)[-1]
+    if values.get("extractor_id") != wanted:
+        raise StoreError(
+            f"the shard {uri} belongs to extractor {values.get('extractor_id')}, not to {wanted}"
+        )
+    receipt = values.get("receipt", "")
+    if checksum_of(receipt.encode()) != values.get("receipt_checksum"):
+        raise StoreError(f"the shard {uri} is damaged: its receipt does not match its checksum")
+    rows = json.loads(receipt)
+    if metadata.num_row_groups != len(rows) or _offsets_in(metadata, rows) != [
+        r["payload_offset"] for r in rows
+    ]:
+        raise StoreError(f"the shard {uri} is damaged: its footer does not match its receipt")
+    return _receipt_table(rows, name, size)
+
+
+def verify_shard(storage: Storage, root: str, name: str, rows: pa.Table | None = None) -> None:
+    """Reads payloads and compares them with their checksums.
+
+    Args:
+        storage: Where to read.
+        root: `<store>/<extractor_id>`.
+        name: File name of the shard.
+        rows: Index rows of tracks in this shard; None: all tracks, by the shard's own receipt.
+
+    Raises:
+        StoreError: A payload is not what was written; names the shard and the track.
+    """
+    if rows is None:
+        rows = read_receipt(storage, root, name)
+    for row in rows.select(["track_id", "payload_offset", "num_states", "dim", "checksum"]).to_pylist():
+        read_payload(storage, root, name, row)
+
+
+def read_payload(storage: Storage, root: str, name: str, row: dict[str, Any]) -> bytes:
+    """One track's payload, verified, by one ranged read.
+
+    Raises:
+        StoreError: The bytes do not match the row's checksum.
+    """
+    num_bytes = row["num_states"] * row["dim"] * STATES_DTYPE.itemsize
+    try:
+        payload = storage.read_range(shard_uri(root, name), row["payload_offset"], num_bytes)
+    except ObjectMissingError as e:
+        raise StoreError(f"the shard {shard_uri(root, name)} of track '{row['track_id']}' is gone") from e
+    if checksum_of(payload) != row["checksum"]:
+        raise StoreError(
+            f"the shard {shard_uri(root, name)} is damaged: the states of track '{row['track_id']}' do not "
+            "match their checksum"
+        )
+    return payload
+
+
+def read_row(storage: Storage, root: str, name: str, size: int, row: int) -> pa.Table:
+    """One track's whole row (`SHARD_SCHEMA`), its pages verified by their checksums.
+
+    Args:
+        storage: Where to read.
+        root: `<store>/<extractor_id>`.
+        name: File name of the shard.
+        size: Bytes of the shard.
+        row: Number of the row, and of its row group.
+
+    Raises:
+        StoreError: The shard is damaged, truncated or gone.
+    """
+    uri = shard_uri(root, name)
+    try:
+        metadata = _read_footer(storage, uri, size)
+        group = metadata.row_group(row)
+        first = group.column(0).data_page_offset
+        group_bytes = sum(group.column(i).total_compressed_size for i in range(group.num_columns))
+        window = _Window(storage.read_range(uri, first, group_bytes), first, size)
+        file = pq.ParquetFile(window, metadata=metadata, page_checksum_verification=True)
+        return file.read_row_group(row).cast(SHARD_SCHEMA)
+    except ObjectMissingError as e:
+        raise StoreError(f"the shard {uri} is gone") from e
+    except (pa.ArrowException, OSError, ValueError) as e:
+        raise StoreError(f"the shard {uri} is damaged at row {row}: {e}") from e
+
+
+class _Window(io.RawIOBase):
+    """A file of which only the bytes from `first` on are at hand; the rest is not asked for."""
+
+    def __init__(self, data: bytes, first: int, size: int) -> None:
+        super().__init__()
+        self._data, self._first, self._size, self._place = memoryview(data), first, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        self._place = base + offset
+        return self._place
+
+    def read(self, size: int = -1) -> bytes:
+        begin = self._place - self._first
+        end = begin + size if size >= 0 else len(self._data)
+        if begin < 0 or end > len(self._data):
+            raise ValueError("a page lies outside of its row group")
+        self._place += end - begin
+        return bytes(self._data[begin:end])
+
+
+def _read_footer(storage: Storage, uri: str, size: int) -> pq.FileMetaData:
+    """A Parquet footer by one or two ranged reads.
+
+    Raises:
+        StoreError: No footer, or not a readable one.
+    """
+    tail = storage.read_range(uri, max(0, size - TAIL_BYTES), min(size, TAIL_BYTES))
+    if len(tail) < 12 or tail[-4:] != MAGIC:
+        raise StoreError(f"{uri} is truncated or no shard: it does not end as a Parquet file does")
+    footer_bytes = int.from_bytes(tail[-8:-4], "little") + 8
+    if footer_bytes + 4 > size:
+        raise StoreError(f"the shard {uri} is damaged: its footer claims {footer_bytes} of {size} bytes")
+    if footer_bytes > len(tail):
+        tail = storage.read_range(uri, size - footer_bytes, footer_bytes)
+    try:
+        return pq.read_metadata(pa.BufferReader(MAGIC + tail[-footer_bytes:]))
+    except (pa.ArrowException, OSError, ValueError) as e:
+        raise StoreError(f"the shard {uri} is damaged: its footer cannot be read ({e})") from e
+
+
+def _receipt_row(track: TrackStates, payload: pa.Buffer, name: str, row: int, *, end: int) -> dict[str, Any]:
+    return {
+        "track_id": track.track_id,
+        "status": track.status,
+        "error_type": track.error_type,
+        "audio_uri": track.audio_uri,
+        "audio_etag": track.audio_etag,
+        "audio_size": track.audio_size,
+        "manifest_etag": track.manifest_etag,
+        "duration_s": track.duration_s,
+        "language": track.language,
+        "num_windows": len(track.windows),
+        "shard": name,
+        "shard_bytes": None,  # known once the footer is written: filled in by `_receipt_table`
+        "row": row,
+        "payload_offset": end - payload.size,
+        "num_states": track.num_states,
+        "dim": track.dim,
+        "kind_runs": runs_of(track.kind),
+        "checksum": checksum_of(payload),
+    }
+
+
+def _receipt_table(rows: list[dict[str, Any]], name: str, size: int) -> pa.Table:
+    return pa.Table.from_pylist(
+        [{**r, "shard": name, "shard_bytes": size} for r in rows], schema=INDEX_SCHEMA
+    )
+
+
+def _offsets_in(metadata: pq.FileMetaData, rows: list[dict[str, Any]]) -> list[int]:
+    """Where the footer says that the payloads lie: at the ends of their column chunks."""
+    offsets = []
+    for number, row in enumerate(rows):
+        group = metadata.row_group(number)
+        column = group.column(group.num_columns + STATES_COLUMN)
+        num_bytes = row["num_states"] * row["dim"] * STATES_DTYPE.itemsize
+        offsets.append(column.data_page_offset + column.total_compressed_size - num_bytes)
+    return offsets

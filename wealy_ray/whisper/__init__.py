@@ -1,0 +1,30 @@
+"""Whisper: weights, and an engine that decodes many windows at once and keeps every decoder state."""
+
+from wealy_ray.whisper.checkpoint import LoadedModel, load_whisper
+from wealy_ray.whisper.engine import Engine, WindowFuture
+from wealy_ray.whisper.fixed_plan import decode_track, decode_tracks
+from wealy_ray.whisper.packaged import assemble_base
+from wealy_ray.whisper.types import (
+    DecodeOptions,
+    EngineOptions,
+    EngineStats,
+    Kind,
+    Language,
+    WindowResult,
+)
+
+__all__ = [
+    "DecodeOptions",
+    "Engine",
+    "EngineOptions",
+    "EngineStats",
+    "Kind",
+    "Language",
+    "LoadedModel",
+    "WindowFuture",
+    "WindowResult",
+    "assemble_base",
+    "decode_track",
+    "decode_tracks",
+    "load_whisper",
+]

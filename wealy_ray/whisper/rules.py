@@ -1,0 +1,140 @@
+"""Greedy choice of the next token under whisper's rules, for all rows at once and without a host sync.
+
+Legend: B rows (slots), V vocabulary, R timestamp tokens (0.00 s to 30.00 s), P parts of the vocabulary.
+
+The vocabulary has three parts: text (below EOT), control (EOT up to the first timestamp) and timestamps.
+Rules forbid whole parts, so each part is reduced once to its maximum and its log-sum-exp, and the rules
+then work on [B, P] numbers instead of [B, V] ones. The rules themselves are those of
+`whisper.decoding.ApplyTimestampRules` (openai-whisper 20250625):
+
+* the first sampled token is a timestamp, of at most 1.0 s;
+* timestamps come in pairs (end, start), except before EOT; they never decrease, and no segment is empty;
+* when the timestamps together are more probable than every other single token, a timestamp is taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from wealy_ray.whisper.vocabulary import Vocabulary
+
+MAX_INITIAL_TIMESTAMP = 50  # tokens of 0.02 s: 1.0 s
+NEVER = float("-inf")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The rules' verdict: token ids [B] int64 and their log-probabilities [B] float32 under the rules."""
+
+    tokens: torch.Tensor
+    logprobs: torch.Tensor
+
+
+class GreedyRules:
+    """Suppression and timestamp rules with their memory of what each row has sampled.
+
+    Args:
+        vocabulary: The model's token ids.
+        num_rows: B.
+        timestamps: Whether timestamp tokens are sampled at all.
+        device: Where logits live.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, num_rows: int, *, timestamps: bool, device: torch.device):
+        self.timestamps = timestamps
+        self.eot = vocabulary.eot
+        self.timestamp_begin = vocabulary.timestamp_begin
+        self.suppressed = torch.tensor(vocabulary.suppressed(timestamps=timestamps), device=device)
+        self.blank = torch.tensor(vocabulary.blank(), device=device)
+        self.first_B = torch.ones(num_rows, dtype=torch.bool, device=device)
+        self.last_is_timestamp_B = torch.zeros(num_rows, dtype=torch.bool, device=device)
+        self.penultimate_is_timestamp_B = torch.ones(num_rows, dtype=torch.bool, device=device)
+        # Index of the latest timestamp, -1 before the first one.
+        self.latest_timestamp_B = torch.full((num_rows,), -1, dtype=torch.int64, device=device)
+
+    def reset(self, row: int) -> None:
+        """Forget what `row` has sampled."""
+        self.first_B[row] = True
+        self.last_is_timestamp_B[row] = False
+        self.penultimate_is_timestamp_B[row] = True
+        self.latest_timestamp_B[row] = -1
+
+    def choose(self, logits_BV: torch.Tensor) -> Choice:
+        """Pick the most probable allowed token of every row.
+
+        Args:
+            logits_BV: float32 logits of the next token; overwritten.
+
+        Returns:
+            The choice; rows that are not sampling get one too, to be ignored.
+        """
+        logits_BV.index_fill_(1, self.suppressed, NEVER)
+        blank_logits = logits_BV.index_select(1, self.blank)
+        logits_BV.index_copy_(1, self.blank, blank_logits.masked_fill_(self.first_B[:, None], NEVER))
+        if not self.timestamps:
+            top_B, token_B = logits_BV.max(dim=1)
+            return Choice(token_B, top_B - _log_sum_exp(logits_BV, top_B))
+        return self._choose_with_timestamps(logits_BV)
+
+    def _choose_with_timestamps(self, logits_BV: torch.Tensor) -> Choice:
+        logits_BR = logits_BV[:, self.timestamp_begin :]
+        logits_BR.masked_fill_(self._forbidden_timestamps(logits_BR.shape[1]), NEVER)
+        begins = (0, self.eot, self.timestamp_begin)
+        parts = (logits_BV[:, : self.eot], logits_BV[:, self.eot : self.timestamp_begin], logits_BR)
+        tops, tokens, sums = [], [], []
+        for begin, logits_BX in zip(begins, parts, strict=True):
+            top_B, index_B = logits_BX.max(dim=1)
+            tops.append(top_B)
+            tokens.append(index_B + begin)
+            sums.append(_log_sum_exp(logits_BX, top_B))
+        top_BP, sum_BP = torch.stack(tops, dim=1), torch.stack(sums, dim=1)
+
+        ends_a_segment_B = self.last_is_timestamp_B & ~self.penultimate_is_timestamp_B
+        text_off_B = self.first_B | ends_a_segment_B
+        off_BP = torch.stack([text_off_B, self.first_B, torch.zeros_like(text_off_B)], dim=1)
+        top_BP.masked_fill_(off_BP, NEVER)
+        sum_BP.masked_fill_(off_BP, NEVER)
+        # Log-probabilities in whisper; the common normaliser cancels in the comparison.
+        timestamp_wins_B = sum_BP[:, 2] > top_BP[:, :2].amax(dim=1)
+        top_BP[:, :2].masked_fill_(timestamp_wins_B[:, None], NEVER)
+        sum_BP[:, :2].masked_fill_(timestamp_wins_B[:, None], NEVER)
+
+        top_B, part_B = top_BP.max(dim=1)
+        token_B = torch.stack(tokens, dim=1).gather(1, part_B[:, None])[:, 0]
+        return Choice(token_B, top_B - sum_BP.logsumexp(dim=1))
+
+    def _forbidden_timestamps(self, num_timestamps: int) -> torch.Tensor:
+        """Bool [B, R]: the timestamps that each row's past rules out."""
+        after_pair_B = self.last_is_timestamp_B & self.penultimate_is_timestamp_B
+        # A segment may start where the last one ended, but it may not end where it started.
+        repeats_B = self.last_is_timestamp_B & ~self.penultimate_is_timestamp_B
+        floor_B = self.latest_timestamp_B + (~repeats_B).long()
+        ceiling_B = torch.full_like(floor_B, num_timestamps).masked_fill_(self.first_B, MAX_INITIAL_TIMESTAMP)
+        index_R = torch.arange(num_timestamps, device=floor_B.device)
+        below_BR = index_R < floor_B[:, None]
+        above_BR = index_R > ceiling_B[:, None]
+        return below_BR | above_BR | after_pair_B[:, None]
+
+    def record(self, token_B: torch.Tensor, sampling_B: torch.Tensor) -> None:
+        """Remember the sampled tokens of the rows in `sampling_B`."""
+        index_B = token_B - self.timestamp_begin
+        is_timestamp_B = index_B >= 0
+        keep_B = ~sampling_B
+        # A row with one token counts its missing penultimate as a timestamp, as whisper does.
+        penultimate_B = self.last_is_timestamp_B | self.first_B
+        self.penultimate_is_timestamp_B.copy_(
+            torch.where(keep_B, self.penultimate_is_timestamp_B, penultimate_B)
+        )
+        self.last_is_timestamp_B.copy_(torch.where(keep_B, self.last_is_timestamp_B, is_timestamp_B))
+        self.latest_timestamp_B.copy_(
+            torch.where(sampling_B & is_timestamp_B, index_B, self.latest_timestamp_B)
+        )
+        self.first_B &= keep_B
+
+
+def _log_sum_exp(logits_BX: torch.Tensor, top_B: torch.Tensor) -> torch.Tensor:
+    """Log-sum-exp over the last axis, given its maximum; -inf where everything is forbidden."""
+    shift_B = top_B.masked_fill(top_B == NEVER, 0.0)
+    return (logits_BX - shift_B[:, None]).exp_().sum(dim=1).log_() + shift_B

@@ -1,0 +1,139 @@
+"""What goes into the engine and what comes out: options, one result per window, counters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal
+
+import numpy as np
+
+from wealy_ray.errors import ConfigError
+
+
+class Kind(IntEnum):
+    """What a state predicts, or, for the leading positions, the role of the token that was fed."""
+
+    PROMPT = 0
+    """The fed token is context before the start of transcript."""
+    SOT = 1
+    """The fed token belongs to the start sequence: start of transcript, language, task, no-timestamps."""
+    TEXT = 2
+    """The state predicts a text token (also the rare special token that the rules let through)."""
+    TIMESTAMP = 3
+    """The state predicts a timestamp token."""
+    EOT = 4
+    """The state predicts the end of the window; that token itself is never fed."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Where and in which shapes the engine computes. Nothing here changes a token.
+
+    Raises:
+        ConfigError: On an unknown device or dtype, or a count below one.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes the GPU if torch sees one."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """`auto` is float32 on the CPU and float16 on a GPU. bfloat16 changes tokens."""
+    num_slots: int = 16
+    """Windows that decode at the same time; the decoder step always has this shape."""
+    encoder_batch: int | None = None
+    """Windows per encoder call, padded up to this count; by default 1 on the CPU and 16 on a GPU."""
+
+    def __post_init__(self) -> None:
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ConfigError(f"device is {self.device!r}; valid are 'auto', 'cpu' and 'cuda'")
+        if self.dtype not in ("auto", "float32", "float16", "bfloat16"):
+            raise ConfigError(
+                f"dtype is {self.dtype!r}; valid are 'auto', 'float32', 'float16' and 'bfloat16'"
+            )
+        if self.num_slots < 1:
+            raise ConfigError(f"num_slots is {self.num_slots}; it must be at least 1")
+        if self.encoder_batch is not None and self.encoder_batch < 1:
+            raise ConfigError(f"encoder_batch is {self.encoder_batch}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """What is decoded: these settings change tokens, so they belong to the extractor's identity.
+
+    Raises:
+        ConfigError: On an unknown task or a count below one.
+    """
+
+    language: str | None = None
+    """Language code (`en`) that is forced on every window; None detects it."""
+    task: Literal["transcribe", "translate"] = "transcribe"
+    """`translate` asks the model for English text."""
+    timestamps: bool = True
+    """Sample timestamp tokens under whisper's rules; False starts windows with `<|notimestamps|>`."""
+    max_tokens: int = 224
+    """Sampled tokens per window at most, EOT included; whisper's own limit is half of its text context."""
+
+    def __post_init__(self) -> None:
+        if self.task not in ("transcribe", "translate"):
+            raise ConfigError(f"task is {self.task!r}; valid are 'transcribe' and 'translate'")
+        if self.max_tokens < 1:
+            raise ConfigError(f"max_tokens is {self.max_tokens}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class Language:
+    """A window's language and the probability that the model gives it among all languages."""
+
+    code: str
+    probability: float
+
+
+@dataclass(frozen=True, eq=False)
+class WindowResult:
+    """One decoded window of 30 s.
+
+    With L0 initial tokens and S sampled ones (EOT included) there are n = L0 + S - 1 states: the last
+    sampled token is never fed. A window cut by `max_tokens` has no EOT.
+    """
+
+    tokens: list[int]
+    """Sampled token ids without EOT, as `whisper.decode` returns them."""
+    text: str
+    language: str
+    """Detected or forced; `en` on English-only models."""
+    language_probability: float
+    """Of `language` among all languages, read at the start of transcript; 1.0 on English-only models."""
+    no_speech_prob: float
+    avg_logprob: float
+    """Sum of the sampled tokens' log-probabilities / (number without EOT + 1): whisper's formula."""
+    compression_ratio: float
+    temperature: float
+    states: np.ndarray
+    """Decoder output after the final LayerNorm, [n, d]; float32, or float16 where the engine computes so."""
+    token_ids: np.ndarray
+    """int32 [n]: the token that each state predicts; for the leading L0 - 1 the token that was fed."""
+    kinds: np.ndarray
+    """int8 [n]: a `Kind` for each state."""
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """Counters since the engine was made."""
+
+    windows: int = 0
+    """Windows finished."""
+    steps: int = 0
+    """Decoder steps run."""
+    slot_steps: int = 0
+    """Slots computed over all steps, live or not."""
+    live_slot_steps: int = 0
+    """Slots that held a window, over all steps."""
+    encoder_s: float = 0.0
+    """Seconds in the encoder. On a GPU the host's share only: the device runs behind."""
+    decoder_s: float = 0.0
+    """Seconds in filling slots, steps and reading results."""
+
+    @property
+    def utilisation(self) -> float:
+        """Share of slot-steps that held a window, 0 to 1."""
+        return self.live_slot_steps / self.slot_steps if self.slot_steps else 0.0
