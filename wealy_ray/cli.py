@@ -135,7 +135,7 @@ def _retry_failed(args: argparse.Namespace) -> None:
 def _run_extract(args: argparse.Namespace, *, retry_failed: bool) -> None:
     from wealy_ray.config import load_recipe, parse_override
     from wealy_ray.pipelines.extract import run_extract
-    from wealy_ray.report.tables import extract_table
+    from wealy_ray.report.extract_summary import extract_table
 
     recipe = load_recipe(args.recipe, dict(parse_override(text) for text in args.override))
     print(extract_table(run_extract(recipe, retry_failed=retry_failed)))

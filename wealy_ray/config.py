@@ -40,7 +40,7 @@ class StorageSettings(Settings):
     """Endpoint of an S3-compatible server; None: AWS, or the environment's AWS_ENDPOINT_URL."""
     s3_region: str | None = None
     """Region of the bucket; None: the environment's or the profile's."""
-    retry_for_s: float = Field(300.0, ge=0)
+    retry_for_s: float = Field(default=300.0, ge=0)
     """How long a passing fault (network, 5xx) is retried with back-off before the run ends as resumable."""
 
 
@@ -58,7 +58,7 @@ class AudioSettings(Settings):
 class WindowSettings(Settings):
     """The `fixed` window plan: independent 30 s windows."""
 
-    hop_s: float = Field(25.0, gt=0, le=WINDOW_S)
+    hop_s: float = Field(default=25.0, gt=0, le=WINDOW_S)
     """Distance of two window starts; 25 s leaves an overlap of 5 s. Part of the extractor id."""
 
 
@@ -71,7 +71,7 @@ class DecodeSettings(Settings):
     """`translate` asks Whisper for English text."""
     timestamps: bool = False
     """Whether timestamp tokens are sampled; their states are stored then as well."""
-    max_tokens: int = Field(224, ge=1, le=224)
+    max_tokens: int = Field(default=224, ge=1, le=224)
     """At most so many sampled tokens per window."""
 
 
@@ -97,7 +97,7 @@ class ExtractResources(Settings):
     """Logical CPUs of one decoding task."""
     engine_cpus: PositiveFloat = 1.0
     """Logical CPUs of one engine actor."""
-    engine_gpus: float | None = Field(None, ge=0)
+    engine_gpus: float | None = Field(default=None, ge=0)
     """GPUs of one engine actor; None: 1 where the cluster has GPUs, else 0."""
     engine_min: PositiveInt = 1
     """Fewest engine actors."""
@@ -105,7 +105,7 @@ class ExtractResources(Settings):
     """Most engine actors; the pool grows on a cluster that scales."""
     engine_initial: PositiveInt | None = None
     """Engine actors at the start; None: `engine_min`."""
-    engine_restarts: int = Field(2, ge=0)
+    engine_restarts: int = Field(default=2, ge=0)
     """How often a dead engine actor is started again before its tracks come under suspicion."""
     tracks_per_block: PositiveInt = 16
     """Tracks that travel through the pipeline as one block; all of them run again when an engine dies."""
@@ -152,7 +152,7 @@ class ExtractRecipe(Settings):
     """A driver waits this long for another one that seems to be alive, before it takes the store over."""
     suspect_attempts: PositiveInt = 2
     """A track that kills its engine this many times, alone, becomes a failed row."""
-    max_failure_rate: float = Field(0.05, ge=0, le=1)
+    max_failure_rate: float = Field(default=0.05, ge=0, le=1)
     """The job exits non-zero when a larger share of the manifest's tracks failed."""
 
 
@@ -175,7 +175,8 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Ex
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as e:
-        where = f" (line {e.problem_mark.line + 1})" if getattr(e, "problem_mark", None) else ""
+        mark = getattr(e, "problem_mark", None)
+        where = f" (line {mark.line + 1})" if mark else ""
         raise ConfigError(f"the recipe {path} is not valid YAML{where}") from e
     if not isinstance(data, dict):
         raise ConfigError(f"the recipe {path} is not a mapping of settings")

@@ -12,15 +12,19 @@
 
 from __future__ import annotations
 
+import builtins
+import contextlib
 import errno
 import logging
 import os
 import re
+import stat
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,10 +57,6 @@ TRANSIENT_CODES = {
     "ConditionalRequestConflict",
     "Throttling",
     "ThrottlingException",
-    "500",
-    "502",
-    "503",
-    "504",
 }
 TRANSIENT_ERRNO = {
     errno.EIO,
@@ -71,7 +71,11 @@ TRANSIENT_ERRNO = {
     errno.EHOSTUNREACH,
     errno.ENETUNREACH,
 }
+UNUSABLE_NAME_ERRNO = {errno.ENAMETOOLONG, errno.ELOOP}
+NO_HARD_LINK_ERRNO = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 20.0
+S3_SCHEMES = ("s3", "s3a")
+TEMPORARY_PREFIX = ".tmp-"
 
 
 class ObjectMissingError(StorageError):
@@ -89,7 +93,8 @@ class ObjectInfo:
     Attributes:
         uri: The object.
         size: Bytes.
-        etag: The store's entity tag; on local disk and where there is none, the modification time.
+        etag: The store's entity tag; on local disk the modification time and size; elsewhere, where there is
+            no tag, the time.
     """
 
     uri: str
@@ -108,6 +113,12 @@ def scheme_of(uri: str) -> str:
     return match.group(1).lower() if match else "file"
 
 
+def _lower_scheme(uri: str) -> str:
+    """The URI with its scheme in lower case, as fsspec knows it."""
+    scheme, sep, rest = uri.partition("://")
+    return f"{scheme.lower()}{sep}{rest}" if sep else uri
+
+
 def check_uri(uri: str) -> None:
     """Refuses URIs that nothing can open, and URIs that carry credentials.
 
@@ -115,15 +126,27 @@ def check_uri(uri: str) -> None:
         ConfigError: Unknown scheme, or `user:password@` in the URI (which is not repeated).
     """
     scheme = scheme_of(uri)
-    if scheme not in fsspec.available_protocols():
-        raise ConfigError(
-            f"unknown URI scheme '{scheme}' in {uri}; use a path, s3:// or another fsspec scheme"
-        )
-    if scheme != "file" and re.match(r"[^/]+://[^/]*:[^/]*@", uri):
+    if scheme != "file" and _has_credentials(uri):
         raise ConfigError(
             f"a {scheme}:// URI carries credentials; remove them and set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or a profile, instead"
         )
+    if scheme not in fsspec.available_protocols():
+        raise ConfigError(
+            f"unknown URI scheme '{scheme}' in {uri}; use a path, s3:// or another fsspec scheme"
+        )
+
+
+def _has_credentials(uri: str) -> bool:
+    """Whether a URI looks like `scheme://user:password@place`.
+
+    A password may hold slashes (AWS secrets do), so a colon before the first slash counts as well, unless a
+    port number follows it.
+    """
+    authority = re.sub(r"^[^/]+://", "", uri).split("/", 1)[0]
+    if re.search(r":.*@", authority):
+        return True
+    return "://" in uri and re.fullmatch(r"\[.*\](:\d*)?|[^:]*(:\d*)?", authority) is None
 
 
 class Storage:
@@ -155,7 +178,7 @@ class Storage:
             found = fs.info(path)
             if found.get("type") == "directory":
                 raise FileNotFoundError(uri)
-            return _object_info(uri, found)
+            return _local_info(uri, os.stat(path)) if _is_local(fs) else _object_info(uri, found)
 
         return self._call(uri, call)
 
@@ -175,22 +198,51 @@ class Storage:
         """`length` bytes from `offset`; fewer at the end of the object."""
         if length <= 0:
             return b""
-        return self._call(uri, lambda fs, path: fs.cat_file(path, start=offset, end=offset + length))
+
+        def call(fs: Any, path: str) -> bytes:
+            try:
+                return fs.cat_file(path, start=offset, end=offset + length)
+            except OSError as e:
+                if _code(e) in ("InvalidRange", "416"):  # S3's answer to an offset behind the end
+                    return b""
+                raise
+
+        return self._call(uri, call)
 
     def list(self, uri: str) -> Iterator[ObjectInfo]:
-        """All objects below a folder or prefix, by name; none when it does not exist."""
+        """All objects below a folder or prefix, by name; none when it does not exist.
+
+        Temporary files of writers at work are not listed, and links to folders are not followed.
+        """
 
         def call(fs: Any, path: str) -> list[ObjectInfo]:
+            if _is_local(fs):
+                return _list_local(path)
             found = fs.find(path, detail=True)
-            if not found and scheme_of(uri) == "s3":  # s3fs lists a missing bucket as an empty one
-                fs.call_s3("list_objects_v2", Bucket=path.split("/", maxsplit=1)[0], MaxKeys=1)
+            if not found and scheme_of(uri) in S3_SCHEMES:  # s3fs lists a missing bucket as an empty one
+                _list_one(fs, path)
             return [
-                _object_info(fs.unstrip_protocol(name) if scheme_of(uri) != "file" else name, detail)
+                _object_info(fs.unstrip_protocol(name), detail)
                 for name, detail in sorted(found.items())
                 if detail.get("type") != "directory"
             ]
 
         return iter(self._call(uri, call))
+
+    def folders(self, uri: str) -> builtins.list[str]:
+        """Names of the folders directly below a folder or prefix, sorted; none when it does not exist."""
+
+        def call(fs: Any, path: str) -> list[str]:
+            return [
+                d["name"].rstrip("/").rsplit("/", 1)[-1]
+                for d in fs.ls(path, detail=True)
+                if d["type"] == "directory"
+            ]
+
+        try:
+            return sorted(self._call(uri, call))
+        except ObjectMissingError:
+            return []
 
     def write(self, uri: str, data: bytes) -> None:
         """Writes an object atomically, replacing an older one."""
@@ -215,17 +267,12 @@ class Storage:
         """
 
         def call(fs: Any, path: str) -> bool:
-            try:
-                if _is_local(fs):
-                    with _temporary_beside(path, data) as temporary:
-                        os.link(temporary, path)
-                else:
-                    fs.pipe_file(path, data, mode="create")
-            except OSError as e:
-                if isinstance(e, FileExistsError) or _code(e) in ("PreconditionFailed", "412"):
-                    return fs.cat_file(path) == data
-                raise
-            return True
+            if _is_local(fs):
+                with _temporary_beside(path, data) as temporary:
+                    is_new = _link(temporary, path, data)
+            else:
+                is_new = _create(fs, path, data)
+            return is_new or fs.cat_file(path) == data
 
         return self._call(uri, call)
 
@@ -233,10 +280,8 @@ class Storage:
         """Deletes an object; one that is already gone is no error."""
 
         def call(fs: Any, path: str) -> None:
-            try:
+            with contextlib.suppress(FileNotFoundError):
                 fs.rm_file(path)
-            except FileNotFoundError:
-                pass
 
         self._call(uri, call)
 
@@ -258,8 +303,8 @@ class Storage:
                     raise StorageError(f"{uri} cannot be used as a folder: {parent} is a file")
                 if not os.access(parent, os.W_OK):
                     raise StorageError(f"{uri} cannot be written: no permission on {parent}")
-            elif scheme_of(uri) == "s3":
-                fs.call_s3("list_objects_v2", Bucket=path.split("/", maxsplit=1)[0], MaxKeys=1)
+            elif scheme_of(uri) in S3_SCHEMES:
+                _list_one(fs, path)
             else:
                 fs.exists(path)
 
@@ -281,11 +326,12 @@ class Storage:
             except StorageError:
                 raise
             except Exception as e:
-                fault = _classify(uri, e, self._bucket_is_missing)
+                error = self._ask_again(uri, e) if scheme_of(uri) in S3_SCHEMES else e
+                fault = _classify(uri, error)
                 if fault is not None:
                     raise fault from e
-                if not _is_transient(e):
-                    raise StorageError(f"cannot access {uri}: {_reason(e)}") from e
+                if not _is_transient(error):
+                    raise StorageError(f"cannot access {uri}: {_reason(error)}") from e
                 waited_s = time.monotonic() - began
                 if waited_s + pause_s > self.settings.retry_for_s:
                     raise TransientError(
@@ -313,10 +359,12 @@ class Storage:
                 except ImportError as e:
                     raise StorageError(f"{scheme}:// needs one more package: {e}") from e
                 self._filesystems[scheme] = fs
-        return fs, fs._strip_protocol(uri)
+                if scheme in S3_SCHEMES:
+                    fs.retries = 3  # waits below a second: the patience of minutes is ours
+        return fs, fs._strip_protocol(_lower_scheme(uri))
 
     def _options(self, scheme: str) -> dict[str, Any]:
-        if scheme != "s3":
+        if scheme not in S3_SCHEMES:
             return {"skip_instance_cache": True}
         client: dict[str, Any] = {"region_name": self.settings.s3_region} if self.settings.s3_region else {}
         return {
@@ -325,28 +373,45 @@ class Storage:
             "use_listings_cache": False,
             "skip_instance_cache": True,
             # our own loop retries for as long as the recipe says; within one call a few quick tries are enough
-            "config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 2}},
+            "config_kwargs": {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempts": 2}},
         }
 
-    def _bucket_is_missing(self, uri: str) -> bool:
-        fs, path = self._open(uri)
+    def _ask_again(self, uri: str, error: Exception) -> Exception:
+        """The error that tells most about why S3 refused.
+
+        An answer to HEAD has no body, so bad credentials look like one forbidden object; and a missing bucket
+        looks like one missing object. One more request of another kind tells them apart.
+        """
+        if _code(error) not in ("400", "403") and not isinstance(error, FileNotFoundError):
+            return error
         try:
-            fs.call_s3("list_objects_v2", Bucket=path.split("/")[0], MaxKeys=1)
+            fs, path = self._open(uri)
+            bucket, _, key = path.partition("/")
+            if isinstance(error, FileNotFoundError):
+                _list_one(fs, path)
+            elif key:
+                fs.call_s3("get_object", Bucket=bucket, Key=key, Range="bytes=0-0")
+        except PermissionError as e:
+            # no permission to list says nothing about an object that was not found
+            return e if isinstance(error, PermissionError) or _code(e) in CREDENTIAL_CODES else error
+        except FileNotFoundError as e:
+            return e if _code(e) == "NoSuchBucket" else error
         except Exception as e:
-            return _code(e) in ("NoSuchBucket", "404")
-        return False
+            return e
+        return error
 
 
-def _classify(uri: str, error: Exception, bucket_is_missing: Callable[[str], bool]) -> StorageError | None:
+def _classify(uri: str, error: Exception) -> StorageError | None:
     """The fault of one object or of the run that `error` stands for; None for anything else."""
-    code, scheme = _code(error), scheme_of(uri)
-    if code in CREDENTIAL_CODES or type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
+    code = _code(error)
+    no_credentials = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}
+    if code in CREDENTIAL_CODES or any(type(e).__name__ in no_credentials for e in _causes(error)):
         return StorageError(
             f"the credentials are not accepted for {uri} ({code or _reason(error)}); check AWS_ACCESS_KEY_ID, "
             "AWS_SECRET_ACCESS_KEY and the profile"
         )
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
-        if scheme == "s3" and (code == "NoSuchBucket" or bucket_is_missing(uri)):
+        if code == "NoSuchBucket":
             bucket = uri.split("/")[2]
             return StorageError(
                 f"the bucket '{bucket}' does not exist (in {uri}); create it or correct the name"
@@ -354,12 +419,17 @@ def _classify(uri: str, error: Exception, bucket_is_missing: Callable[[str], boo
         return ObjectMissingError(f"{uri} does not exist")
     if isinstance(error, PermissionError):
         return ObjectForbiddenError(f"no permission for {uri}")
+    unusable = isinstance(error, OSError) and error.errno in UNUSABLE_NAME_ERRNO
+    if unusable or (isinstance(error, ValueError) and "\0" in uri):
+        return ObjectMissingError(f"{uri!r} does not exist: no object can have this name")
     return None
 
 
 def _is_transient(error: Exception) -> bool:
-    if _code(error) in TRANSIENT_CODES:
-        return True
+    response = _response(error)
+    if response:  # a server has answered: what it says counts, not the errno that s3fs makes of it
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return _code(error) in TRANSIENT_CODES or status == 429 or status >= 500
     for e in _causes(error):
         if isinstance(e, ConnectionError | TimeoutError):
             return True
@@ -382,11 +452,16 @@ def _is_transient(error: Exception) -> bool:
 
 def _code(error: BaseException) -> str:
     """The S3 error code behind an exception, or an empty string."""
+    return str(_response(error).get("Error", {}).get("Code", ""))
+
+
+def _response(error: BaseException) -> dict[str, Any]:
+    """The S3 server's answer behind an exception; empty when there is none."""
     for e in _causes(error):
         response = getattr(e, "response", None)
         if isinstance(response, dict):
-            return str(response.get("Error", {}).get("Code", ""))
-    return ""
+            return response
+    return {}
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -401,10 +476,80 @@ def _reason(error: Exception) -> str:
 
 
 def _object_info(uri: str, found: dict[str, Any]) -> ObjectInfo:
-    etag = found.get("ETag") or found.get("etag") or found.get("mtime") or found.get("LastModified") or ""
-    if isinstance(etag, float):  # local disk: nanoseconds tell two writes of one second apart
-        etag = f"mtime-{os.stat(found['name']).st_mtime_ns}"
+    etag = next((found[k] for k in ("ETag", "etag", "mtime", "LastModified", "created") if found.get(k)), "")
+    if isinstance(etag, datetime):  # memory:// gives a time in two shapes
+        etag = etag.timestamp()
     return ObjectInfo(uri, int(found["size"] or 0), str(etag).strip('"'))
+
+
+def _local_info(uri: str, status: os.stat_result) -> ObjectInfo:
+    # nanoseconds tell two writes of one second apart, and the size tells a copy that kept its time
+    return ObjectInfo(uri, status.st_size, f"mtime-{status.st_mtime_ns}-{status.st_size}")
+
+
+def _list_local(path: str) -> list[ObjectInfo]:
+    """All files below a folder; ones that vanish meanwhile are left out (fsspec would list nothing at all)."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise error
+
+    names = [
+        os.path.join(folder, name)
+        for folder, _, files in os.walk(path, onerror=refuse)
+        for name in files
+        if not name.startswith(TEMPORARY_PREFIX)
+    ]
+    found = []
+    for name in sorted(names or [path]):
+        try:
+            status = os.stat(name)
+        except FileNotFoundError:
+            continue
+        if stat.S_ISREG(status.st_mode):
+            found.append(_local_info(name, status))
+    return found
+
+
+def _list_one(fs: Any, path: str) -> None:
+    """Asks S3 for one name of the path's bucket: fails when the bucket is missing or may not be listed."""
+    fs.call_s3("list_objects_v2", Bucket=path.partition("/")[0], MaxKeys=1)
+
+
+def _link(temporary: str, path: str, data: bytes) -> bool:
+    """Gives a temporary file its name; False when the name is taken."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as e:
+        if e.errno not in NO_HARD_LINK_ERRNO:
+            raise
+        return _write_new(path, data)
+    return True
+
+
+def _write_new(path: str, data: bytes) -> bool:
+    """For file systems without hard links (some network and FUSE mounts): one winner, but not atomic."""
+    try:
+        with open(path, "xb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+    except FileExistsError:
+        return False
+    return True
+
+
+def _create(fs: Any, path: str, data: bytes) -> bool:
+    """Writes a new object; False when it exists."""
+    try:
+        fs.pipe_file(path, data, mode="create")
+    except OSError as e:
+        if isinstance(e, FileExistsError) or _code(e) in ("PreconditionFailed", "412"):
+            return False
+        raise
+    return True
 
 
 def _is_local(fs: Any) -> bool:
@@ -420,11 +565,15 @@ class _temporary_beside:  # noqa: N801 (used like a function)
     def __enter__(self) -> str:
         folder = os.path.dirname(self.path)
         os.makedirs(folder, exist_ok=True)
-        self.name = os.path.join(folder, f".tmp-{uuid.uuid4().hex}")
-        with open(self.name, "xb") as f:
-            f.write(self.data)
-            f.flush()
-            os.fsync(f.fileno())
+        self.name = os.path.join(folder, f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+        try:
+            with open(self.name, "xb") as f:
+                f.write(self.data)
+                f.flush()
+                os.fsync(f.fileno())
+        except BaseException:  # a full disk, or an interruption: leave no rest behind
+            self.__exit__()
+            raise
         return self.name
 
     def __exit__(self, *exc: object) -> None:

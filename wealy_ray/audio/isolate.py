@@ -14,7 +14,7 @@ from .process import ChildDied, ChildProcess, ChildTimeout
 from .source import BLOCK_BYTES, ByteSource, read_exactly
 from .windows import SAMPLE_RATE_HZ
 
-MIN_MEMORY_BYTES = 64 << 20  # five minutes of samples, their copy, the block cache and the codec's own
+CODEC_BYTES = 48 << 20  # the block cache, and what a common codec takes for itself
 START_TIMEOUT_S = 60.0
 _JSON_BYTES = 1 << 20
 
@@ -30,16 +30,20 @@ class IsolatedDecoder:
     Args:
         max_duration_s: Decoding stops here.
         timeout_s: Limit per track, counted in the child only, not while `source.read` runs.
-        memory_bytes: Address space per track on top of what Python and the codecs take at start (about
-            300 MiB of it, 40 MiB resident); at least 64 MiB. Samples take 64 kB per second twice.
+        memory_bytes: Address space per track on top of what Python and the libraries take at start (200 MiB,
+            of which 50 MiB are resident). At least 48 MiB and 128 kB per second of `max_duration_s`: the
+            samples and their copy.
         recycle_after: Tracks per child: what a codec leaks does not add up.
     """
 
     def __init__(
         self, max_duration_s: float, timeout_s: float, memory_bytes: int, *, recycle_after: int = 500
     ) -> None:
-        if memory_bytes < MIN_MEMORY_BYTES:
-            raise ValueError(f"memory_bytes must be at least {MIN_MEMORY_BYTES}, not {memory_bytes}")
+        least_bytes = CODEC_BYTES + 2 * 4 * round(max_duration_s * SAMPLE_RATE_HZ)
+        if memory_bytes < least_bytes:
+            raise ValueError(
+                f"memory_bytes must be at least {least_bytes} for {max_duration_s:g} s, not {memory_bytes}"
+            )
         self._max_duration_s = max_duration_s
         self._timeout_s = timeout_s
         self._memory_bytes = memory_bytes
@@ -85,7 +89,7 @@ class IsolatedDecoder:
 
     def _decode(self, source: ByteSource) -> Decoded:
         child = self._ready_child()
-        child.left_s = self._timeout_s
+        child.start_clock(self._timeout_s)
         try:
             decoded = self._converse(child, source)
         except TrackError as e:

@@ -10,8 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
-from typing import Any
 
 from .frames import HEADER
 
@@ -47,9 +47,6 @@ class ChildProcess:
         memory_bytes: Address space it may take beyond its own start.
         start_timeout_s: Limit for importing PyAV, in seconds.
 
-    Attributes:
-        left_s: Seconds the child may still take; only time spent waiting for it is subtracted.
-
     Raises:
         RuntimeError: It cannot be started; with the end of its stderr.
     """
@@ -57,7 +54,7 @@ class ChildProcess:
     def __init__(self, memory_bytes: int, *, start_timeout_s: float) -> None:
         self._memory_bytes = memory_bytes
         self._vm_start_bytes = 0
-        self._vm_peak_bytes = 0
+        self._vm_most_bytes = 0
         self._stderr = b""
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "wealy_ray.audio.child", str(os.getpid()), str(memory_bytes)],
@@ -68,6 +65,8 @@ class ChildProcess:
             env=_environment(),
             start_new_session=True,
         )
+        # Runs once: on `kill`, when this object is dropped, or when Python ends.
+        self._finalizer = weakref.finalize(self, _end, self._process)
         self._stdin, self._stdout, self._stderr_fd = (
             stream.fileno()
             for stream in (self._process.stdin, self._process.stdout, self._process.stderr)
@@ -75,14 +74,13 @@ class ChildProcess:
         )
         for fd in (self._stdin, self._stdout, self._stderr_fd):
             os.set_blocking(fd, False)
-        self.left_s = start_timeout_s
+        self._left_s = start_timeout_s
         try:
             kind, payload = self.receive(max_bytes=1024)
             if kind != b"H":
                 raise self.died("it does not speak the protocol")
             self._vm_start_bytes = json.loads(payload)["vm_bytes"]
         except (ChildDied, ChildTimeout, ValueError) as e:
-            self._drain_stderr()
             self.kill()
             tail = self._stderr.decode(errors="replace").strip()
             raise RuntimeError(f"the decoder process cannot be started ({e or 'timeout'}): {tail}") from e
@@ -95,12 +93,17 @@ class ChildProcess:
         """Whether the process is still running."""
         return self._process.poll() is None
 
+    def start_clock(self, timeout_s: float) -> None:
+        """Give the child `timeout_s` for its next track; only time spent waiting for it counts."""
+        self._left_s = timeout_s
+        self._vm_most_bytes = 0
+
     def send(self, kind: bytes, payload: bytes) -> None:
         """Write one frame.
 
         Raises:
             ChildDied: The child has gone.
-            ChildTimeout: `left_s` is used up.
+            ChildTimeout: its time is used up.
         """
         view = memoryview(HEADER.pack(kind, len(payload)) + payload)
         while view:
@@ -117,7 +120,7 @@ class ChildProcess:
 
         Raises:
             ChildDied: The child has gone, or announces more than `max_bytes`.
-            ChildTimeout: `left_s` is used up.
+            ChildTimeout: its time is used up.
         """
         kind, length = HEADER.unpack(self._read(HEADER.size))
         if length > max_bytes:
@@ -129,6 +132,7 @@ class ChildProcess:
         with contextlib.suppress(subprocess.TimeoutExpired):  # it may have closed its pipe only
             self._process.wait(timeout=0.0 if cause else 1.0)
         code = self._process.returncode
+        self._drain_stderr()
         self.kill()
         limit_bytes = self._vm_start_bytes + _NEAR_LIMIT * self._memory_bytes
         if cause is None and code is not None and code < 0:
@@ -138,19 +142,12 @@ class ChildProcess:
         return ChildDied(
             cause,
             is_foreign_kill=code == -signal.SIGKILL,
-            was_at_memory_limit=bool(self._vm_start_bytes) and self._vm_peak_bytes >= limit_bytes,
+            was_at_memory_limit=bool(self._vm_start_bytes) and self._vm_most_bytes >= limit_bytes,
         )
 
     def kill(self) -> None:
         """Kill the process and whatever it started, reap it and close the pipes; can be called twice."""
-        if self._process.returncode is None:  # not reaped yet, so the number is still its own
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.kill()
-            self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
-            if stream is not None:
-                stream.close()
+        self._finalizer()
 
     def _read(self, length: int) -> bytearray:
         data = bytearray()
@@ -170,36 +167,50 @@ class ChildProcess:
         poll = select.poll()
         poll.register(fd, event)
         poll.register(self._stderr_fd, select.POLLIN)
+        now_s = time.monotonic()
         while True:
-            started_s = time.monotonic()
-            ready = dict(poll.poll(max(0.0, min(_SLICE_S, self.left_s)) * 1000))
-            self.left_s -= time.monotonic() - started_s
+            ready = dict(poll.poll(max(0.0, min(_SLICE_S, self._left_s)) * 1000))
             if self._stderr_fd in ready and not self._drain_stderr():
                 poll.unregister(self._stderr_fd)
+            before_s, now_s = now_s, time.monotonic()
+            self._left_s -= now_s - before_s
             if fd in ready:
                 return
-            if self.left_s <= 0:
+            if self._left_s <= 0:
                 raise ChildTimeout
             self._note_memory()
 
     def _drain_stderr(self) -> bool:
         """Keep the end of what stderr holds; return whether more can come."""
         with contextlib.suppress(BlockingIOError):
-            while part := os.read(self._stderr_fd, 1 << 16):
+            for _ in range(16):  # then look at the clock: it may never end
+                part = os.read(self._stderr_fd, 1 << 16)
+                if not part:
+                    return False
                 self._stderr = (self._stderr + part)[-_STDERR_BYTES:]
-            return False
         return True
 
     def _note_memory(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines():
-                if line.startswith("VmPeak:"):
-                    self._vm_peak_bytes = max(self._vm_peak_bytes, int(line.split()[1]) * 1024)
+                if line.startswith("VmSize:"):
+                    self._vm_most_bytes = max(self._vm_most_bytes, int(line.split()[1]) * 1024)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.returncode is None:  # not reaped yet, so the number is still its own
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        process.wait()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            stream.close()
 
 
 def _environment() -> dict[str, str]:
     """The parent's environment, one thread, and this package where it is not installed."""
-    environment: dict[str, Any] = dict(os.environ)
+    environment = dict(os.environ)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         environment[name] = "1"
     root = Path(__file__).resolve().parents[2]

@@ -10,8 +10,23 @@ from wealy_ray.errors import ManifestError
 from wealy_ray.storage import Storage, scheme_of
 
 AUDIO_SUFFIXES = (
-    ".aac .aif .aiff .alac .flac .m4a .m4b .mka .mkv .mov .mp2 .mp3 .mp4 .oga .ogg .opus .wav .webm .wma"
-).split()
+    *(
+        ".aac",
+        ".aif",
+        ".aiff",
+        ".flac",
+        ".m4a",
+        ".m4b",
+        ".mka",
+        ".mkv",
+        ".mov",
+        ".mp2",
+        ".mp3",
+        ".mp4",
+        ".oga",
+    ),
+    *(".ogg", ".opus", ".wav", ".webm", ".wma"),
+)
 
 
 def manifest_from_folder(storage: Storage, folder: str) -> pa.Table:
@@ -28,7 +43,7 @@ def manifest_from_folder(storage: Storage, folder: str) -> pa.Table:
     rows = [
         {"track_id": info.uri.removeprefix(base), "audio_uri": info.uri, "etag": info.etag, "size": info.size}
         for info in storage.list(folder)
-        if info.uri.lower().endswith(tuple(AUDIO_SUFFIXES))
+        if info.uri.lower().endswith(AUDIO_SUFFIXES)
     ]
     if not rows:
         raise ManifestError(f"no audio files below {folder} (looked for {' '.join(AUDIO_SUFFIXES)})")

@@ -66,10 +66,9 @@ def _to_table(rows: list[dict[str, Any]], source: str, columns: dict[str, str]) 
             arrays[field.name] = [_text(row.get(name)) for row in rows]
         elif field.name in columns:
             raise ManifestError(f"{source} has no column '{name}'; it has {', '.join(sorted(present))}")
-    # only what is there: `validate` names a missing column
-    if not {"track_id", "audio_uri"} <= set(arrays):
-        return pa.table({name: [] for name in sorted(present)} if not arrays else arrays)
-    return pa.table({name: pa.array(values, pa.string()) for name, values in arrays.items()})
+    # a missing column is named by `validate`, beside the columns that are there
+    theirs = {name: pa.nulls(len(rows), pa.string()) for name in sorted(present - set(arrays))}
+    return pa.table({**{name: pa.array(values, pa.string()) for name, values in arrays.items()}, **theirs})
 
 
 def _text(value: Any) -> str | None:

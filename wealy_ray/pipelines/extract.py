@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -30,6 +30,7 @@ from wealy_ray.errors import (
 from wealy_ray.pipelines.passes import PassRunner
 from wealy_ray.pipelines.stages import WORK_SCHEMA, StageContext
 from wealy_ray.progress import Progress
+from wealy_ray.report.extract_summary import ExtractSummary
 from wealy_ray.report.run_record import RunRecord, now
 from wealy_ray.report.status import value_counts
 from wealy_ray.report.tables import counts_in_words
@@ -45,40 +46,6 @@ from wealy_ray.store import (
 )
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class ExtractSummary:
-    """What a run of extraction found and did.
-
-    Attributes:
-        root: `<store>/<extractor-id>`.
-        tracks: Tracks of the manifest.
-        ok, failed: Of them, after the run.
-        done_before: Of them, finished by earlier runs.
-        adopted: Of them, taken over from shards of a run that had died.
-        states: Decoder states of the manifest's tracks.
-        audio_s: Seconds of audio of the manifest's tracks.
-        languages: Tracks by detected language.
-        failures: Tracks by error type.
-        wall_s: Seconds from start to end.
-        work_s: Of them, seconds in which tracks were worked on (0: nothing was left to do).
-        work_audio_s: Seconds of audio that this run worked on.
-    """
-
-    root: str
-    tracks: int
-    ok: int = 0
-    failed: int = 0
-    done_before: int = 0
-    adopted: int = 0
-    states: int = 0
-    audio_s: float = 0.0
-    languages: dict[str, int] = field(default_factory=dict)
-    failures: dict[str, int] = field(default_factory=dict)
-    wall_s: float = 0.0
-    work_s: float = 0.0
-    work_audio_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -164,6 +131,7 @@ class _Run:
         self.wanted = table.cast(WORK_SCHEMA)
         self.index = index
         self.done_before = int(split_work(self.wanted, index, retry_failed=retry_failed).sum())
+        self.retried: set[str] = set()
         self.writer: IndexWriter | None = None
         self.pending: list[pa.Table] = []
         self.published_s = time.monotonic()
@@ -192,7 +160,11 @@ class _Run:
     def _todo(self) -> pa.Table:
         index = self.writer.index if self.writer else self.index
         done = split_work(self.wanted, index, retry_failed=self.retry_failed)
-        return self.wanted.filter(pa.array(~done))
+        todo = self.wanted.filter(pa.array(~done))
+        if self.retried:  # a track that failed again is done for this run
+            again = pc.is_in(todo["track_id"], value_set=pa.array(sorted(self.retried)))
+            todo = todo.filter(pc.invert(again))
+        return todo
 
     def _claim(self) -> None:
         self.writer = IndexWriter.claim(
@@ -233,8 +205,11 @@ class _Run:
             """Called with each receipt, and about once a second with None."""
             if rows is not None:
                 self.pending.append(rows)
+                if self.retry_failed:
+                    self.retried.update(rows["track_id"].to_pylist())
                 failed = pc.sum(pc.equal(rows["status"], "failed")).as_py() or 0
                 audio_s = pc.sum(rows["duration_s"]).as_py() or 0.0
+                summary.work_tracks += rows.num_rows
                 summary.work_audio_s += audio_s
                 progress.add(rows.num_rows, failed, audio_s)
             progress.tick()
@@ -292,8 +267,8 @@ class _Run:
         if summary.failed > self.recipe.max_failure_rate * summary.tracks:
             raise TooManyFailuresError(
                 f"{summary.failed} of {summary.tracks} tracks failed "
-                f"({counts_in_words(summary.failures)}), more than max_failure_rate = {self.recipe.max_failure_rate:g}; all "
-                f"rows are in {self.root}; see `wealy status {self.recipe.store}`, then `wealy retry-failed`"
+                f"({counts_in_words(summary.failures)}), more than max_failure_rate = "
+                f"{self.recipe.max_failure_rate:g}; all rows are in {self.root}; see `wealy status {self.recipe.store}`, then `wealy retry-failed`"
             )
 
     def _record(self) -> RunRecord:

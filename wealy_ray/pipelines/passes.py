@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -30,6 +32,8 @@ log = logging.getLogger(__name__)
 
 FRUITLESS_PASSES = 3
 """Passes in a row that end in a lost engine or node, finish no track and find no suspect, before we stop."""
+LOST_NODES = 10
+"""Nodes that may be lost under tracks that run alone, before we stop."""
 TICK_S = 1.0
 BLOCKS_PER_ENGINE = 2
 """Blocks that an engine works on at the same time: the second one fills the slots that the first one leaves."""
@@ -44,7 +48,10 @@ def build_dataset(work: pa.Table, context: StageContext, gpus: float) -> ray.dat
         gpus: GPUs of one engine actor.
     """
     import ray.data
+    from ray.util.annotations import RayDeprecationWarning
 
+    # Ray 2.60 takes max_restarts in no other way; the version is pinned until it does
+    warnings.simplefilter("ignore", RayDeprecationWarning)
     resources = context.recipe.resources
     pool = ray.data.ActorPoolStrategy(
         min_size=resources.engine_min,
@@ -53,9 +60,9 @@ def build_dataset(work: pa.Table, context: StageContext, gpus: float) -> ray.dat
         max_concurrent_calls_per_actor=BLOCKS_PER_ENGINE,
         max_tasks_in_flight_per_actor=2 * BLOCKS_PER_ENGINE,
     )
+    dataset: Any = ray.data.from_arrow(work)
     return (
-        ray.data.from_arrow(work)
-        .repartition(target_num_rows_per_block=resources.tracks_per_block)
+        dataset.repartition(target_num_rows_per_block=resources.tracks_per_block)
         .map_batches(
             decode_tracks,
             fn_kwargs={"context": context},
@@ -150,7 +157,7 @@ class PassRunner:
             if died is not None:
                 self._suspect(died, set(todo["track_id"].to_pylist()))
                 return _first_line(died)
-            lost = find_cause(e, ray.exceptions.RaySystemError) or find_cause(
+            lost: BaseException | None = find_cause(e, ray.exceptions.RaySystemError) or find_cause(
                 e, ray.exceptions.WorkerCrashedError
             )
             lost = lost or find_cause(e, ray.exceptions.ObjectLostError)
@@ -170,50 +177,59 @@ class PassRunner:
 
     def _run_alone(self, todo: pa.Table) -> None:
         """Each track in a process that nobody else uses at the time."""
-        engine: Any = None
+        solo: _Solo | None = None
+        lost = 0
         for i in range(todo.num_rows):
-            work = todo.slice(i, 1)
-            rows = None
+            work, rows = todo.slice(i, 1), None
+            track_id = work["track_id"][0].as_py()
             while rows is None:
-                engine = engine or self._solo_engine()
-                rows = self._try_alone(engine, work)
-                if rows is None:
-                    engine = None
-                    rows = self._give_up(work)
+                try:
+                    solo = solo or self._start_solo()
+                    rows = self._wait(solo.engine.extract.remote(work))
+                except _engine_died() as e:
+                    if solo is not None and not e.preempted and _node_is_alive(solo.node_id):
+                        kills = self.suspects.killed_alone(track_id)
+                        log.warning("track '%s' killed its engine, alone, %d times now", track_id, kills)
+                        rows = self._give_up(work)
+                    else:
+                        lost += 1
+                        log.warning(
+                            "the node of the engine that ran '%s' alone was lost; not counted", track_id
+                        )
+                        if lost > LOST_NODES:
+                            raise TransientError(
+                                f"{lost} nodes were lost while single tracks ran; run the same command again"
+                            ) from e
+                    solo = None
             self.on_receipt(rows)
 
-    def _solo_engine(self) -> Any:
+    def _start_solo(self) -> _Solo:
         import ray
 
         resources = self.context.recipe.resources
         remote = ray.remote(SoloExtractor).options(
             num_cpus=resources.engine_cpus, num_gpus=self.gpus or None, max_restarts=0
         )
-        return remote.remote(self.context, self.gpus > 0)
+        engine: Any = remote.remote(self.context, self.gpus > 0)
+        return _Solo(engine, self._wait(engine.node_id.remote()))
 
-    def _try_alone(self, engine: Any, work: pa.Table) -> pa.Table | None:
-        """The track's receipt; None when the engine's process died of it."""
+    def _wait(self, result: Any) -> Any:
+        """The value of an object reference; ticks meanwhile.
+
+        Raises:
+            WealyError: What the worker raised.
+            RayActorError: The worker's process died.
+        """
         import ray
         import ray.exceptions
 
-        track_id = work["track_id"][0].as_py()
-        result = engine.extract.remote(work)
         while not ray.wait([result], timeout=TICK_S)[0]:
             self.on_receipt(None)
         try:
             return ray.get(result)
-        except ray.exceptions.RayActorError as e:
-            if e.preempted or ("node" in str(e).lower() and "died" in str(e).lower()):
-                log.warning("the node of the engine that ran '%s' alone was lost; not counted", track_id)
-            else:
-                kills = self.suspects.killed_alone(track_id)
-                log.warning("track '%s' killed its engine, alone, %d times now", track_id, kills)
-            return None
         except ray.exceptions.RayTaskError as e:
             fault = find_cause(e, WealyError)
-            if fault is not None:
-                raise fault from e
-            raise
+            raise fault or e from e
 
     def _give_up(self, work: pa.Table) -> pa.Table | None:
         """The receipt of a failed row once the track has killed its engine too often; None before."""
@@ -236,6 +252,26 @@ class PassRunner:
             epoch=self.context.epoch,
             numerics={},
         )
+
+
+@dataclass(frozen=True)
+class _Solo:
+    """An engine that runs one track at a time, and where it runs."""
+
+    engine: Any
+    node_id: str
+
+
+def _engine_died() -> Any:
+    import ray.exceptions
+
+    return ray.exceptions.RayActorError
+
+
+def _node_is_alive(node_id: str) -> bool:
+    import ray
+
+    return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
 
 
 def _receipts(dataset: ray.data.Dataset) -> Iterator[pa.Table | None]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from wealy_ray.config import ExtractResources
 from wealy_ray.errors import ClusterError
@@ -53,27 +55,32 @@ def connect() -> Cluster:
     import ray
 
     if not ray.is_initialized():
-        local = {"num_cpus": max(LOCAL_MIN_CPUS, os.cpu_count() or 1), "include_dashboard": False}
-        try:
-            ray.init(
-                address=address,
-                log_to_driver=True,
-                logging_level="warning",
-                **(local if address == "local" else {}),
-            )
-        except Exception as e:  # Ray raises many kinds here; each means the same to the user
-            reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-            raise ClusterError(f"cannot connect to Ray at '{address}': {reason}") from e
+        handler: Any = signal.getsignal(signal.SIGTERM)
+        _init(address)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray's own one would end us before we publish
     _configure_data()
     resources = ray.cluster_resources()
     nodes = sum(node["Alive"] for node in ray.nodes())
     return Cluster(address, resources.get("CPU", 0.0), resources.get("GPU", 0.0), nodes)
 
 
+def _init(address: str) -> None:
+    import ray
+
+    local: dict[str, Any] = {"num_cpus": max(LOCAL_MIN_CPUS, os.cpu_count() or 1), "include_dashboard": False}
+    try:
+        ray.init(address=address, logging_level=logging.WARNING, **(local if address == "local" else {}))
+    except Exception as e:  # Ray raises many kinds here; each means the same to the user
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise ClusterError(f"cannot connect to Ray at '{address}': {reason}") from e
+
+
 def _configure_data() -> None:
     import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # what fails is raised and said by us, in one sentence
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # they count blocks; ours count tracks
     context.print_on_execution_start = False

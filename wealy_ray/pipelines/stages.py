@@ -146,7 +146,7 @@ class EngineStage:
         import ray
 
         self.context = context
-        actor_id = ray.get_runtime_context().get_actor_id()
+        actor_id = str(ray.get_runtime_context().get_actor_id())
         self.recorder = None if alone else FlightRecorder(_storage(context.recipe), context.root, actor_id)
         self.fault: WealyError | None = None
         try:
@@ -289,6 +289,12 @@ class SoloExtractor:
     def __init__(self, context: StageContext, use_gpu: bool) -> None:
         self.context = context
         self.stage = EngineStage(context, use_gpu, alone=True)
+
+    async def node_id(self) -> str:
+        """Where this runs."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id()
 
     async def extract(self, work: pa.Table) -> pa.Table:
         """One row in `WORK_SCHEMA` -> its receipt, after the shard was written."""

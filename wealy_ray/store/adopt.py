@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from wealy_ray.errors import StoreError
 from wealy_ray.storage import Storage, join
-from wealy_ray.store.done import is_done
+from wealy_ray.store.done import is_done, wanted_columns
 from wealy_ray.store.index import Index, find_sorted, one_chunk, one_per_track
 from wealy_ray.store.schema import INDEX_SCHEMA
 from wealy_ray.store.shard import read_receipt, verify_shard
@@ -58,13 +58,13 @@ def adopt(
     Raises:
         StorageError, TransientError: The storage as a whole refuses, or does not answer.
     """
-    named = index.shards() if index else set()
+    named = index.shards() if index is not None else set()
     names = [info.uri.rsplit("/", 1)[-1] for info in storage.list(join(root, "shards"))]
     candidates = [n for n in names if n not in named]
     if not candidates or not wanted.num_rows:
         return Adoption(INDEX_SCHEMA.empty_table(), [])
 
-    wanted = wanted.sort_by("track_id")
+    wanted = wanted_columns(wanted).sort_by("track_id")
     wanted_ids = one_chunk(wanted["track_id"])
 
     def look(name: str) -> tuple[pa.Table | None, str]:

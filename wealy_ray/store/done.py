@@ -27,7 +27,19 @@ def split_work(manifest: pa.Table, index: Index | None, *, retry_failed: bool = 
     """
     if index is None:
         return np.zeros(manifest.num_rows, bool)
+    manifest = wanted_columns(manifest)
     return is_done(manifest, index.table, index.positions(manifest["track_id"]), retry_failed=retry_failed)
+
+
+def wanted_columns(manifest: pa.Table) -> pa.Table:
+    """The three columns that identify a track's audio, as plain strings whatever wrote the manifest."""
+    columns = {
+        n: manifest[n].cast(pa.string())
+        if n in manifest.column_names
+        else pa.nulls(len(manifest), pa.string())
+        for n in ("track_id", "audio_uri", "etag")
+    }
+    return pa.table(columns)
 
 
 def is_done(
@@ -40,7 +52,7 @@ def is_done(
     """The rule itself, for manifest row i against row `positions[i]` of `rows`.
 
     Args:
-        manifest: Columns track_id, audio_uri and, nullable or absent, etag.
+        manifest: What `wanted_columns` makes of a manifest.
         rows: Index rows.
         positions: int [num manifest rows], null where there is no row.
         retry_failed: Failed rows are not done.
@@ -53,10 +65,7 @@ def is_done(
     names = ["audio_uri", "audio_etag", "manifest_etag", "status"]
     # a missing position becomes row 0, and is masked at the end
     found = rows.select(names).take(pc.fill_null(positions, 0))
-    if "etag" in manifest.column_names:
-        etag = manifest["etag"].cast(pa.string())
-    else:
-        etag = pa.nulls(manifest.num_rows, pa.string())
+    etag = manifest["etag"]
     same_version = pc.or_(_equal(etag, found["audio_etag"]), _equal(etag, found["manifest_etag"]))
     same_uri = _equal(manifest["audio_uri"], found["audio_uri"])
     done = pc.and_(pc.if_else(pc.is_null(etag), same_uri, same_version), pc.is_valid(positions))

@@ -39,7 +39,7 @@ class ExtractorSpec:
     windows: Mapping[str, Any]
     decode: Mapping[str, Any]
     sample_rate_hz: int = 16_000
-    resampler: str = "libswresample"
+    resampler: str = "libswresample, 16 bits"
     state_layer: str = "decoder.ln"
     numerics_version: int = NUMERICS_VERSION
 

@@ -100,8 +100,8 @@ class StoreReader:
         """
         row = self._row(track_id)
         table = read_row(self._storage, self._root, row["shard"], row["shard_bytes"], row["row"])
-        payload = table["states"][0].as_buffer()
-        if table["track_id"][0].as_py() != track_id or checksum_of(payload) != row["checksum"]:
+        found = (table["track_id"][0].as_py(), checksum_of(table["states"][0].as_buffer()))
+        if found != (track_id, row["checksum"]):
             raise StoreError(
                 f"the shard {shard_uri(self._root, row['shard'])} does not hold track '{track_id}' as the "
                 f"index says at row {row['row']}: it is damaged or was replaced"

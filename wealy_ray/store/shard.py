@@ -28,6 +28,7 @@ from wealy_ray.store.schema import (
     checksum_of,
     runs_of,
 )
+from wealy_ray.store.seal import PLACEHOLDER, is_sealed, seal
 
 MAGIC = b"PAR1"
 TAIL_BYTES = 256 * 1024
@@ -79,18 +80,22 @@ def write_shard(
             payload = pa.py_buffer(np.ascontiguousarray(track.states, STATES_DTYPE))
             writer.write_table(track.to_row(payload))
             rows.append(_receipt_row(track, payload, name, number, end=sink.tell()))
-        receipt = json.dumps(rows)
+        with sink.getbuffer() as view:
+            ends = [r["payload_offset"] + r["num_states"] * r["dim"] * STATES_DTYPE.itemsize for r in rows]
+            starts = [len(MAGIC), *ends[:-1]]
+            row_checksums = [checksum_of(view[a:b]) for a, b in zip(starts, ends, strict=True)]
         writer.add_key_value_metadata(
             {
                 "wealy_format": FORMAT_VERSION,
                 "extractor_id": extractor_id,
                 "epoch": str(epoch),
                 "numerics": json.dumps(numerics, sort_keys=True),
-                "receipt": receipt,
-                "receipt_checksum": checksum_of(receipt.encode()),
+                "receipt": json.dumps(rows),
+                "row_checksums": json.dumps(row_checksums),
+                "footer_checksum": PLACEHOLDER,
             }
         )
-    data = sink.getvalue()
+    data = _seal_footer(sink)
     metadata = pq.read_metadata(pa.BufferReader(data))
     assert _offsets_in(metadata, rows) == [r["payload_offset"] for r in rows], (
         "payloads are not where expected"
@@ -125,27 +130,15 @@ def read_receipt(storage: Storage, root: str, name: str, *, extractor_id: str | 
     except ObjectMissingError as e:
         raise StoreError(f"the shard {uri} does not exist") from e
     metadata = _read_footer(storage, uri, size)
-    values = {k.decode(): v.decode("utf-8", "replace") for k, v in (metadata.metadata or {}).items()}
-    if "wealy_format" not in values:
-        raise StoreError(f"{uri} is a Parquet file but no shard of a store")
+    values = _values_of(metadata)
     if values["wealy_format"] != FORMAT_VERSION:
         raise StoreError(
             f"the shard {uri} has format {values['wealy_format']}, this version reads {FORMAT_VERSION}"
         )
     wanted = extractor_id or root.rstrip("/").rsplit("/", 1)[-1]
-    if values.get("extractor_id") != wanted:
-        raise StoreError(
-            f"the shard {uri} belongs to extractor {values.get('extractor_id')}, not to {wanted}"
-        )
-    receipt = values.get("receipt", "")
-    if checksum_of(receipt.encode()) != values.get("receipt_checksum"):
-        raise StoreError(f"the shard {uri} is damaged: its receipt does not match its checksum")
-    rows = json.loads(receipt)
-    if metadata.num_row_groups != len(rows) or _offsets_in(metadata, rows) != [
-        r["payload_offset"] for r in rows
-    ]:
-        raise StoreError(f"the shard {uri} is damaged: its footer does not match its receipt")
-    return _receipt_table(rows, name, size)
+    if values["extractor_id"] != wanted:
+        raise StoreError(f"the shard {uri} belongs to extractor {values['extractor_id']}, not to {wanted}")
+    return _receipt_table(json.loads(values["receipt"]), name, size)
 
 
 def verify_shard(storage: Storage, root: str, name: str, rows: pa.Table | None = None) -> None:
@@ -186,7 +179,7 @@ def read_payload(storage: Storage, root: str, name: str, row: dict[str, Any]) ->
 
 
 def read_row(storage: Storage, root: str, name: str, size: int, row: int) -> pa.Table:
-    """One track's whole row (`SHARD_SCHEMA`), its pages verified by their checksums.
+    """One track's whole row (`SHARD_SCHEMA`), verified, by two ranged reads.
 
     Args:
         storage: Where to read.
@@ -201,16 +194,17 @@ def read_row(storage: Storage, root: str, name: str, size: int, row: int) -> pa.
     uri = shard_uri(root, name)
     try:
         metadata = _read_footer(storage, uri, size)
+        if row >= metadata.num_row_groups:
+            raise StoreError(f"the shard {uri} has no row {row}: it was replaced")
         group = metadata.row_group(row)
         first = group.column(0).data_page_offset
         group_bytes = sum(group.column(i).total_compressed_size for i in range(group.num_columns))
-        window = _Window(storage.read_range(uri, first, group_bytes), first, size)
-        file = pq.ParquetFile(window, metadata=metadata, page_checksum_verification=True)
-        return file.read_row_group(row).cast(SHARD_SCHEMA)
+        data = storage.read_range(uri, first, group_bytes)
     except ObjectMissingError as e:
         raise StoreError(f"the shard {uri} is gone") from e
-    except (pa.ArrowException, OSError, ValueError) as e:
-        raise StoreError(f"the shard {uri} is damaged at row {row}: {e}") from e
+    if checksum_of(data) != json.loads(_values_of(metadata)["row_checksums"])[row]:
+        raise StoreError(f"the shard {uri} is damaged: row {row} does not match its checksum")
+    return pq.ParquetFile(_Window(data, first, size), metadata=metadata).read_row_group(row)
 
 
 class _Window(io.RawIOBase):
@@ -252,15 +246,36 @@ def _read_footer(storage: Storage, uri: str, size: int) -> pq.FileMetaData:
     tail = storage.read_range(uri, max(0, size - TAIL_BYTES), min(size, TAIL_BYTES))
     if len(tail) < 12 or tail[-4:] != MAGIC:
         raise StoreError(f"{uri} is truncated or no shard: it does not end as a Parquet file does")
-    footer_bytes = int.from_bytes(tail[-8:-4], "little") + 8
-    if footer_bytes + 4 > size:
+    footer_bytes = _footer_bytes(tail)
+    if footer_bytes + len(MAGIC) > size:
         raise StoreError(f"the shard {uri} is damaged: its footer claims {footer_bytes} of {size} bytes")
     if footer_bytes > len(tail):
         tail = storage.read_range(uri, size - footer_bytes, footer_bytes)
-    try:
-        return pq.read_metadata(pa.BufferReader(MAGIC + tail[-footer_bytes:]))
-    except (pa.ArrowException, OSError, ValueError) as e:
-        raise StoreError(f"the shard {uri} is damaged: its footer cannot be read ({e})") from e
+    footer = tail[-footer_bytes:]
+    if not is_sealed(footer):
+        raise StoreError(f"{uri} is no shard of a store, or damaged: its footer has no valid checksum")
+    return pq.read_metadata(pa.BufferReader(MAGIC + footer))
+
+
+def _footer_bytes(tail: bytes) -> int:
+    """Length of a Parquet footer with the 8 bytes behind it."""
+    return int.from_bytes(tail[-8:-4], "little") + 8
+
+
+def _seal_footer(file: io.BytesIO) -> bytes:
+    """The bytes of a Parquet file with a placeholder in its footer, sealed."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(size - 8)
+    footer_bytes = _footer_bytes(file.read())
+    file.seek(size - footer_bytes)
+    footer = seal(file.read())
+    file.seek(size - footer_bytes)
+    file.write(footer)
+    return file.getvalue()
+
+
+def _values_of(metadata: pq.FileMetaData) -> dict[str, str]:
+    return {k.decode(): v.decode() for k, v in metadata.metadata.items()}
 
 
 def _receipt_row(track: TrackStates, payload: pa.Buffer, name: str, row: int, *, end: int) -> dict[str, Any]:

@@ -135,6 +135,6 @@ class GreedyRules:
 
 
 def _log_sum_exp(logits_BX: torch.Tensor, top_B: torch.Tensor) -> torch.Tensor:
-    """Log-sum-exp over the last axis, given its maximum; -inf where everything is forbidden."""
+    """Log-sum-exp over the last axis, given its maximum; -inf where all is forbidden. Overwrites the logits."""
     shift_B = top_B.masked_fill(top_B == NEVER, 0.0)
-    return (logits_BX - shift_B[:, None]).exp_().sum(dim=1).log_() + shift_B
+    return logits_BX.sub_(shift_B[:, None]).exp_().sum(dim=1).log_() + shift_B

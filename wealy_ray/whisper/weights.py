@@ -61,8 +61,10 @@ class DecoderWeights:
     """[V, D]; also the output projection."""
     position_embedding: Tensor
     layers: tuple[LayerWeights, ...]
-    cross_kv: Affine
-    """All layers' cross-attention keys and values in one map, [2 L D, D]: keys of all layers come first."""
+    cross_keys: Affine
+    """All layers' cross-attention keys in one map, [L D, D]."""
+    cross_values: Affine
+    """The same for the values."""
     final_norm: Norm
     num_heads: int
 
@@ -70,18 +72,18 @@ class DecoderWeights:
     def of(cls, decoder: TextDecoder, device: torch.device, dtype: torch.dtype) -> DecoderWeights:
         """Prepare `decoder`, which is left as it is; memory is shared where nothing had to change."""
         cross = [block.cross_attn for block in decoder.blocks]
-        key_weights = [attention.key.weight for attention in cross]
-        value_weights = [attention.value.weight for attention in cross]
-        value_biases = [attention.value.bias for attention in cross]
-        key_biases = [torch.zeros_like(bias) for bias in value_biases]  # whisper's keys have no bias
+        biases = [attention.value.bias for attention in cross]
+        no_biases = [torch.zeros_like(bias) for bias in biases]  # whisper's keys have none
+
+        def stack(weights: list[Tensor], biases: list[Tensor]) -> Affine:
+            return Affine(_move(torch.cat(weights), device, dtype), _move(torch.cat(biases), device, dtype))
+
         return cls(
             token_embedding=_move(decoder.token_embedding.weight, device, dtype),
             position_embedding=_move(decoder.positional_embedding, device, torch.float32),
             layers=tuple(_layer(block, device, dtype) for block in decoder.blocks),
-            cross_kv=Affine(
-                _move(torch.cat(key_weights + value_weights), device, dtype),
-                _move(torch.cat(key_biases + value_biases), device, dtype),
-            ),
+            cross_keys=stack([attention.key.weight for attention in cross], no_biases),
+            cross_values=stack([attention.value.weight for attention in cross], biases),
             final_norm=_norm(decoder.ln, device),
             num_heads=decoder.blocks[0].attn.n_head,
         )

@@ -1,0 +1,137 @@
+"""Jobs on clusters: `ray job submit` to a real head, and a node that dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.pipelines.support import (
+    REPOSITORY,
+    contents,
+    environment,
+    make_manifest,
+    make_tracks,
+    recipe_settings,
+    run_wealy,
+    shards,
+    start_wealy,
+    wait_for,
+    write_recipe,
+)
+from tests.s3_server import S3Server
+from wealy_ray.storage import join
+
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture
+def head(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Dashboard address of a Ray head that was started as a user does; it knows the S3 server."""
+    dashboard, gcs = free_port(), free_port()
+    temp = Path("/tmp") / f"wr{os.getpid()}"  # socket paths must be short
+    process = subprocess.Popen(
+        [
+            *(RAY, "start", "--head", "--block", f"--port={gcs}", "--num-cpus=8", f"--temp-dir={temp}"),
+            *(f"--dashboard-port={dashboard}", "--disable-usage-stats", "--min-worker-port=0", "--max-worker-port=0"),
+        ],
+        env=environment(**s3.env(), PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}"),
+        cwd=tmp_path_factory.mktemp("head"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    address = f"http://127.0.0.1:{dashboard}"
+    for _ in range(240):
+        try:
+            with urllib.request.urlopen(f"{address}/api/jobs/", timeout=2) as answer:
+                json.load(answer)
+            break
+        except OSError:
+            assert process.poll() is None, "the head ended"
+            time.sleep(0.5)
+    yield address
+    process.terminate()
+    try:
+        process.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, 9)
+
+
+def submit(head: str, recipe: Path, *overrides: str) -> tuple[int, str]:
+    """As the README says it, from the repository's folder."""
+    job = ["python", "jobs/extract.py", str(recipe), *overrides]
+    done = subprocess.run(
+        [RAY, "job", "submit", "--address", head, "--working-dir", ".", "--", *job],
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+def test_job_submit_on_s3(head: str, s3: S3Server, tmp_path: Path) -> None:
+    make_tracks(tmp_path / "audio", 8)
+    bucket = s3.bucket("jobs")
+    for path in sorted((tmp_path / "audio").iterdir()):
+        s3.storage().write(join(bucket, "audio", path.name), path.read_bytes())
+    assert run_wealy("manifest", join(bucket, "audio"), "--out", join(bucket, "m.parquet"), env=s3.env())[0] == 0
+    settings = recipe_settings(join(bucket, "m.parquet"), join(bucket, "store"))
+    recipe = write_recipe(tmp_path / "recipe.yaml", settings)
+    code, output = submit(head, recipe)
+    assert code == 0, output
+    assert "8/8 tracks (100.0 %)" in output  # our progress lines reach the submitter
+    assert "8 = 8 ok + 0 failed" in output
+    assert len(contents(join(bucket, "store"), s3.storage())) == 8
+
+    code, output = submit(head, recipe, "no_such_key=1")
+    assert code == 1, output
+    assert f"error: recipe {recipe}: unknown key 'no_such_key'" in output
+
+
+def test_killed_raylet_loses_nothing(tmp_path: Path) -> None:
+    from ray.cluster_utils import Cluster
+
+    make_tracks(tmp_path / "audio", 40)
+    manifest = make_manifest(tmp_path / "audio", tmp_path / "manifest.parquet")
+    resources = {"tracks_per_block": 4, "tracks_per_shard": 4, "engine_gpus": 0, "engine_min": 2, "engine_max": 2}
+    reference = write_recipe(tmp_path / "r.yaml", recipe_settings(manifest, tmp_path / "reference"))
+    assert run_wealy("extract", reference)[0] == 0
+    store = tmp_path / "store"
+    recipe = write_recipe(tmp_path / "recipe.yaml", recipe_settings(manifest, store, resources=resources))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4})
+        try:
+            victim = cluster.add_node(num_cpus=4)
+            process = start_wealy("extract", recipe, env={"RAY_ADDRESS": cluster.address})
+            assert wait_for(lambda: len(shards(store)) >= 3, process)
+            cluster.remove_node(victim, allow_graceful=False)
+            output, _ = process.communicate(timeout=240)
+            # the run goes on, or ends as resumable: either way the same command finishes it
+            assert process.returncode in (0, 75), output
+            if process.returncode == 75:
+                code, output = run_wealy("extract", recipe, env={"RAY_ADDRESS": cluster.address})
+                assert code == 0, output
+        finally:
+            cluster.shutdown()
+    assert contents(store) == contents(tmp_path / "reference")

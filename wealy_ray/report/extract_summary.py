@@ -1,0 +1,69 @@
+"""What a run of extraction found and did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from wealy_ray.report.tables import counts_in_words, two_columns
+
+
+@dataclass
+class ExtractSummary:
+    """What a run of extraction found and did.
+
+    Attributes:
+        root: `<store>/<extractor-id>`.
+        tracks: Tracks of the manifest.
+        ok, failed: Of them, after the run.
+        done_before: Of them, finished by earlier runs.
+        adopted: Of them, taken over from shards of a run that had died.
+        states: Decoder states of the manifest's tracks.
+        audio_s: Seconds of audio of the manifest's tracks.
+        languages: Tracks by detected language.
+        failures: Tracks by error type.
+        wall_s: Seconds from start to end.
+        work_s: Of them, seconds in which tracks were worked on (0: nothing was left to do).
+        work_tracks: Tracks that this run worked on.
+        work_audio_s: Seconds of audio that this run worked on.
+    """
+
+    root: str
+    tracks: int
+    ok: int = 0
+    failed: int = 0
+    done_before: int = 0
+    adopted: int = 0
+    states: int = 0
+    audio_s: float = 0.0
+    languages: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, int] = field(default_factory=dict)
+    wall_s: float = 0.0
+    work_s: float = 0.0
+    work_tracks: int = 0
+    work_audio_s: float = 0.0
+
+
+def extract_table(s: ExtractSummary) -> str:
+    """What a run of extraction found and did."""
+    left = s.tracks - s.ok - s.failed  # `retry-failed` leaves new tracks alone
+    rest = f" + {left} not extracted yet" if left else ""
+    speed = "nothing was left to do"
+    if s.work_s:
+        speed = f"{s.work_tracks / s.work_s:.2f} tracks/s, {s.work_audio_s / s.work_s:.1f} s of audio per s"
+    return two_columns(
+        f"extraction finished: {s.root}",
+        [
+            (
+                "tracks",
+                f"{s.tracks} = {s.ok} ok + {s.failed} failed{rest}"
+                + (f" + {left} not extracted yet" if left else ""),
+            ),
+            ("failures", counts_in_words(s.failures)),
+            ("states", f"{s.states:,} of {s.audio_s / 60:.1f} min of audio"),
+            ("languages", counts_in_words(s.languages)),
+            ("done before", f"{s.done_before} tracks" if s.done_before else ""),
+            ("adopted", f"{s.adopted} tracks of a run that had died" if s.adopted else ""),
+            ("speed", speed),
+            ("time", f"{s.wall_s:.1f} s, of which {s.work_s:.1f} s on tracks"),
+        ],
+    )
