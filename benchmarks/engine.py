@@ -1,8 +1,9 @@
 """Our engine against stock `whisper.decode` with a hook on the final LayerNorm, on the same windows.
 
 Contenders alternate within one process, round by round; figures are medians over the rounds, in seconds per
-window. "Decoder" is decoding from given encoder features; "whole" adds log-mel and encoder from PCM. Stock
-decodes with the language given, so that both sides do the same work.
+window: of the wall clock, and of the process's CPU time, which other programs on the machine disturb less.
+"Decoder" is decoding from given encoder features; "whole" adds log-mel and encoder from PCM. One by one,
+stock is given each window's language, like ours; a stock batch can only detect its languages.
 
     python benchmarks/engine.py --windows 24 --rounds 3 --out runs/bench/engine.json
 """
@@ -15,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import av
@@ -49,40 +51,44 @@ def pcm_windows(songs: Path, count: int) -> list[np.ndarray]:
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus"}
 
 
+Decoded = list[tuple[list[int], np.ndarray]]
+"""Per window: tokens, and states [n, d]."""
+
+
 class Stock:
     """`whisper.decode` with a hook, `batch` windows at a time."""
 
-    def __init__(self, model: Whisper, batch: int, languages: list[str], timestamps: bool, max_tokens: int):
-        self.model, self.batch, self.languages = model, batch, languages
-        self.timestamps, self.max_tokens = timestamps, max_tokens
+    def __init__(self, model: Whisper, batch: int, languages: list[str], options: DecodeOptions):
+        self.model, self.batch, self.languages, self.options = model, batch, languages, options
 
-    def whole(self, windows: list[np.ndarray]) -> list[tuple[list[int], np.ndarray]]:
-        device = self.model.device
-        mels = [whisper.log_mel_spectrogram(window, self.model.dims.n_mels) for window in windows]
+    def whole(self, windows: list[np.ndarray], dtype: torch.dtype) -> Decoded:
+        """From PCM."""
         with torch.no_grad():
-            features = [self.model.encoder(mel[None].to(device))[0] for mel in mels]
-        return self.decoder(features)
+            return self.decoder([encode(self.model, window, dtype) for window in windows])
 
-    def decoder(self, features: list[torch.Tensor]) -> list[tuple[list[int], np.ndarray]]:
-        results: list[tuple[list[int], np.ndarray]] = []
+    def decoder(self, features: list[torch.Tensor]) -> Decoded:
+        """From features [1500, d]."""
+        results: Decoded = []
         for start in range(0, len(features), self.batch):
-            batch = features[start : start + self.batch]
-            results += self._decode(torch.stack(batch), self.languages[start])
+            detect = self.batch > 1 and self.model.is_multilingual
+            language = None if detect else self.languages[start]
+            results += self._decode(torch.stack(features[start : start + self.batch]), language)
         return results
 
-    def _decode(self, features: torch.Tensor, language: str) -> list[tuple[list[int], np.ndarray]]:
+    def _decode(self, features: torch.Tensor, language: str | None) -> Decoded:
         states: list[torch.Tensor] = []
         hook = self.model.decoder.ln.register_forward_hook(lambda _module, _args, out: states.append(out))
         options = whisper.DecodingOptions(
             fp16=features.dtype == torch.float16,
             language=language,
-            without_timestamps=not self.timestamps,
-            sample_len=self.max_tokens,
+            without_timestamps=not self.options.timestamps,
+            sample_len=self.options.max_tokens,
         )
         try:
             decoded = whisper.decode(self.model, features, options)
         finally:
             hook.remove()
+        states = states[1:] if language is None else states  # the detection's own pass
         stacked = torch.cat(states, dim=1).float().cpu().numpy()
         num_initial = states[0].shape[1]
         # A row's states end where it ends; the others' padding is dropped.
@@ -97,22 +103,51 @@ class Ours:
     def __init__(self, engine: Engine, model: Whisper, languages: list[str]):
         self.engine, self.num_mels, self.languages = engine, model.dims.n_mels, languages
 
-    def whole(self, windows: list[np.ndarray]) -> list[tuple[list[int], np.ndarray]]:
+    def whole(self, windows: list[np.ndarray], _dtype: torch.dtype) -> Decoded:
+        """From PCM."""
         return self.decoder([whisper.log_mel_spectrogram(window, self.num_mels) for window in windows])
 
-    def decoder(self, inputs: list[torch.Tensor]) -> list[tuple[list[int], np.ndarray]]:
+    def decoder(self, inputs: list[torch.Tensor]) -> Decoded:
+        """From features [1500, d] or log-mel."""
         pairs = zip(inputs, self.languages, strict=True)
         futures = [self.engine.submit(window, language) for window, language in pairs]
         return [(future.result().tokens, future.result().states) for future in futures]
 
 
-def timed(work: Callable[[], list], num_windows: int) -> tuple[float, list]:
-    started = time.perf_counter()
-    results = work()
-    return (time.perf_counter() - started) / num_windows, results
+def encode(model: Whisper, window: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    mel = whisper.log_mel_spectrogram(window, model.dims.n_mels)
+    return model.encoder(mel[None].to(model.device, dtype))[0]
 
 
-def agreement(ours: list[tuple[list[int], np.ndarray]], stock: list[tuple[list[int], np.ndarray]]) -> dict:
+class Timings:
+    """Seconds per window of every contender and round."""
+
+    def __init__(self, num_windows: int):
+        self.num_windows = num_windows
+        self.wall_s: dict[str, list[float]] = {}
+        self.cpu_s: dict[str, list[float]] = {}
+
+    def run(self, name: str, work: Callable[[], Decoded]) -> Decoded:
+        """Do the work and note its time."""
+        wall_s, cpu_s = time.perf_counter(), time.process_time()
+        results = work()
+        wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
+        self.wall_s.setdefault(name, []).append(wall_s / self.num_windows)
+        self.cpu_s.setdefault(name, []).append(cpu_s / self.num_windows)
+        return results
+
+
+def summary(seconds: dict[str, list[float]]) -> dict:
+    medians = {name: statistics.median(taken) for name, taken in seconds.items()}
+    speedup = {
+        f"{part}_over_{name}": medians[f"{part}_{name}"] / medians[f"{part}_ours"]
+        for part in ("decoder", "whole")
+        for name in ("stock_one_by_one", "stock_batched")
+    }
+    return {"seconds_per_window": medians, "speedup": speedup, "rounds": seconds}
+
+
+def agreement(ours: Decoded, stock: Decoded) -> dict:
     """Share of windows with equal tokens, and over those the states' relative L2 per row."""
     equal = [pair for pair in zip(ours, stock, strict=True) if pair[0][0] == pair[1][0]]
     distances = [
@@ -142,29 +177,19 @@ def run(arguments: argparse.Namespace) -> dict:
         languages = ["en"] * len(mels)
         if engine.detects_language:
             languages = [future.language.result().code for future in [engine.submit(mel) for mel in mels]]
-        # Batched stock takes one language per batch, so windows of a language stand together.
-        order = sorted(range(len(windows)), key=lambda index: languages[index])
-        windows, mels = [windows[i] for i in order], [mels[i] for i in order]
-        languages = [languages[i] for i in order]
-        half = engine.dtype == torch.float16
-        features = [model.encoder(mel[None].to(engine.device))[0] for mel in mels]
-        features = [feature.half() if half else feature for feature in features]
-        stock_arguments = (languages, arguments.timestamps, arguments.max_tokens)
+        features = [encode(model, window, engine.dtype) for window in windows]
         contenders: dict[str, Stock | Ours] = {
             "ours": Ours(engine, model, languages),
-            "stock_one_by_one": Stock(model, 1, *stock_arguments),
-            "stock_batched": Stock(model, arguments.slots, *stock_arguments),
+            "stock_one_by_one": Stock(model, 1, languages, options),
+            "stock_batched": Stock(model, arguments.slots, languages, options),
         }
-        seconds: dict[str, list[float]] = {}
-        results: dict[str, list] = {}
+        timings = Timings(len(windows))
+        results: dict[str, Decoded] = {}
         for _ in range(arguments.rounds):
             for name, contender in contenders.items():
-                taken, results[name] = timed(lambda c=contender: c.decoder(features), len(windows))
-                seconds.setdefault(f"decoder_{name}", []).append(taken)
-                taken, _ = timed(lambda c=contender: c.whole(windows), len(windows))
-                seconds.setdefault(f"whole_{name}", []).append(taken)
+                results[name] = timings.run(f"decoder_{name}", partial(contender.decoder, features))
+                timings.run(f"whole_{name}", partial(contender.whole, windows, engine.dtype))
         stats = engine.stats()
-    medians = {name: statistics.median(taken) for name, taken in seconds.items()}
     return {
         "settings": {
             **{name: str(value) for name, value in vars(arguments).items()},
@@ -175,13 +200,8 @@ def run(arguments: argparse.Namespace) -> dict:
             "windows": len(windows),
             "mean_tokens": statistics.mean(len(tokens) for tokens, _ in results["ours"]),
         },
-        "seconds_per_window": medians,
-        "rounds": seconds,
-        "speedup": {
-            f"{part}_over_{name}": medians[f"{part}_{name}"] / medians[f"{part}_ours"]
-            for part in ("decoder", "whole")
-            for name in ("stock_one_by_one", "stock_batched")
-        },
+        "wall": summary(timings.wall_s),
+        "cpu": summary(timings.cpu_s),
         "agreement_with_one_by_one": agreement(results["ours"], results["stock_one_by_one"]),
         "stock_batched_against_one_by_one": agreement(results["stock_batched"], results["stock_one_by_one"]),
         "slot_utilisation": stats.utilisation,

@@ -73,6 +73,12 @@ TRANSIENT_ERRNO = {
 }
 UNUSABLE_NAME_ERRNO = {errno.ENAMETOOLONG, errno.ELOOP}
 NO_HARD_LINK_ERRNO = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+NETWORK_ERRORS = {
+    *("ConnectionError", "HTTPClientError", "ResponseParserError"),  # botocore
+    *("ClientConnectionError", "ClientPayloadError", "ServerTimeoutError"),  # aiohttp
+    *("FSTimeoutError", "IncompleteRead"),  # fsspec, http.client
+}
+"""Families of network errors that are no `OSError`; known by name, so that nothing need be imported for them."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 20.0
 S3_SCHEMES = ("s3", "s3a")
 TEMPORARY_PREFIX = ".tmp-"
@@ -435,17 +441,7 @@ def _is_transient(error: Exception) -> bool:
             return True
         if isinstance(e, OSError) and e.errno in TRANSIENT_ERRNO:
             return True
-        # botocore's and aiohttp's network errors are no OSErrors: known by their families' names
-        names = {c.__name__ for c in type(e).__mro__}
-        if names & {
-            "HTTPClientError",
-            "ClientError_aiohttp",
-            "FSTimeoutError",
-            "IncompleteRead",
-            "ClientPayloadError",
-        }:
-            return True
-        if names & {"ClientConnectionError", "ServerTimeoutError", "ResponseParserError"}:
+        if {c.__name__ for c in type(e).__mro__} & NETWORK_ERRORS:
             return True
     return False
 
@@ -465,9 +461,10 @@ def _response(error: BaseException) -> dict[str, Any]:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    # not `__context__`: it may be an older fault that the caller was busy with when it called us
     while error is not None:
         yield error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__
 
 
 def _reason(error: Exception) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from tests.s3_server import die_with_parent
 from wealy_ray.catalog import manifest_from_folder, write_manifest
 from wealy_ray.storage import Storage
 from wealy_ray.store import StoreReader
@@ -82,6 +83,7 @@ def start_wealy(*arguments: str | Path, env: Mapping[str, str] | None = None) ->
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=die_with_parent,  # a failed test must not leave a driver behind
     )
 
 

@@ -47,7 +47,12 @@ def head(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
     process = subprocess.Popen(
         [
             *(RAY, "start", "--head", "--block", f"--port={gcs}", "--num-cpus=8", f"--temp-dir={temp}"),
-            *(f"--dashboard-port={dashboard}", "--disable-usage-stats", "--min-worker-port=0", "--max-worker-port=0"),
+            *(
+                f"--dashboard-port={dashboard}",
+                "--disable-usage-stats",
+                "--min-worker-port=0",
+                "--max-worker-port=0",
+            ),
         ],
         env=environment(**s3.env(), PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}"),
         cwd=tmp_path_factory.mktemp("head"),
@@ -93,7 +98,9 @@ def test_job_submit_on_s3(head: str, s3: S3Server, tmp_path: Path) -> None:
     bucket = s3.bucket("jobs")
     for path in sorted((tmp_path / "audio").iterdir()):
         s3.storage().write(join(bucket, "audio", path.name), path.read_bytes())
-    assert run_wealy("manifest", join(bucket, "audio"), "--out", join(bucket, "m.parquet"), env=s3.env())[0] == 0
+    assert (
+        run_wealy("manifest", join(bucket, "audio"), "--out", join(bucket, "m.parquet"), env=s3.env())[0] == 0
+    )
     settings = recipe_settings(join(bucket, "m.parquet"), join(bucket, "store"))
     recipe = write_recipe(tmp_path / "recipe.yaml", settings)
     code, output = submit(head, recipe)
@@ -112,7 +119,13 @@ def test_killed_raylet_loses_nothing(tmp_path: Path) -> None:
 
     make_tracks(tmp_path / "audio", 40)
     manifest = make_manifest(tmp_path / "audio", tmp_path / "manifest.parquet")
-    resources = {"tracks_per_block": 4, "tracks_per_shard": 4, "engine_gpus": 0, "engine_min": 2, "engine_max": 2}
+    resources = {
+        "tracks_per_block": 4,
+        "tracks_per_shard": 4,
+        "engine_gpus": 0,
+        "engine_min": 2,
+        "engine_max": 2,
+    }
     reference = write_recipe(tmp_path / "r.yaml", recipe_settings(manifest, tmp_path / "reference"))
     assert run_wealy("extract", reference)[0] == 0
     store = tmp_path / "store"

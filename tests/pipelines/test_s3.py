@@ -39,7 +39,9 @@ def s3_settings(manifest: str, store: str, **changes: Any) -> dict[str, Any]:
     return recipe_settings(manifest, store, **{"storage": {"retry_for_s": 5}, **changes})
 
 
-def test_same_states_from_s3_and_from_disk_with_real_weights(s3: S3Server, whisper_base: Path, tmp_path: Path) -> None:
+def test_same_states_from_s3_and_from_disk_with_real_weights(
+    s3: S3Server, whisper_base: Path, tmp_path: Path
+) -> None:
     audio = tmp_path / "audio"
     audio.mkdir()
     for name in SONGS:
@@ -74,7 +76,9 @@ def test_same_states_from_s3_and_from_disk_with_real_weights(s3: S3Server, whisp
     code, output = run_wealy("status", join(bucket, "store"), env=s3.env())
     assert code == 0
     assert "3 = 3 ok + 0 failed" in output
-    (record,) = [info.uri for info in s3.storage().list(join(bucket, "store")) if info.uri.endswith("run.json")]
+    (record,) = [
+        info.uri for info in s3.storage().list(join(bucket, "store")) if info.uri.endswith("run.json")
+    ]
     facts = json.loads(s3.storage().read(record))
     assert facts["outcome"] == "done"
     assert facts["ok"] == 3
@@ -139,13 +143,23 @@ def test_forbidden_and_missing_objects_fail_alone(s3: S3Server, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("change", "environment", "code", "sentence"),
+    ("change", "environment", "code", "sentence"),  # changes of the recipe and of the environment
     [
         ({}, {"AWS_SECRET_ACCESS_KEY": "wrong"}, 4, "the credentials are not accepted for s3://refused/"),
         ({"store": "s3://no-such-bucket/store"}, {}, 4, "the bucket 'no-such-bucket' does not exist"),
-        ({"manifest": "s3://refused/none.parquet"}, {}, 3, "the manifest s3://refused/none.parquet does not exist"),
+        (
+            {"manifest": "s3://refused/none.parquet"},
+            {},
+            3,
+            "the manifest s3://refused/none.parquet does not exist",
+        ),
         ({"store": "s3://key:secret@refused/store"}, {}, 2, "a s3:// URI carries credentials"),
-        ({"storage": {"retry_for_s": 1}}, {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, 75, "storage did not answer"),
+        (
+            {"storage": {"retry_for_s": 1}},
+            {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
+            75,
+            "storage did not answer",
+        ),
     ],
 )
 def test_refused_before_anything_is_written(

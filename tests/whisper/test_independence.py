@@ -69,6 +69,16 @@ def noise_features(count: int) -> list[torch.Tensor]:
     return [torch.randn(1500, 512, generator=generator) for _ in range(count)]
 
 
+def test_encoder_batches_keep_their_bits(model: Whisper, windows: list[torch.Tensor]) -> None:
+    options = DecodeOptions(timestamps=False, max_tokens=10)
+    batched = EngineOptions(device="cpu", num_slots=2, encoder_batch=3)
+    expected = alone(model, windows[:5], 2, options)
+    with Engine(model, batched, options) as engine:
+        futures = [engine.submit(window) for window in reversed(windows[:5])]
+        for future, one in zip(reversed(futures), expected, strict=True):
+            assert_same_bits(future.result(), one)
+
+
 def test_forced_language_is_the_same_as_detected(model: Whisper, windows: list[torch.Tensor]) -> None:
     with Engine(
         model, EngineOptions(device="cpu", num_slots=2), DecodeOptions(timestamps=False, max_tokens=10)

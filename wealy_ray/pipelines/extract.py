@@ -25,6 +25,7 @@ from wealy_ray.errors import (
     FencedError,
     ReconciliationError,
     TooManyFailuresError,
+    TransientError,
     WealyError,
 )
 from wealy_ray.pipelines.passes import PassRunner
@@ -109,10 +110,12 @@ def run_extract(recipe: ExtractRecipe, *, retry_failed: bool = False) -> Extract
     job = prepare(recipe)
     job.spec.ensure(job.storage, recipe.store)
     run_id = f"{now().replace(':', '')}-{uuid.uuid4().hex[:6]}"
-    lease = Lease(job.storage, job.root, run_id, recipe.lease_s)
+    # the last words of a run that ends because storage is gone must not wait for storage
+    hasty = Storage(recipe.storage.model_copy(update={"retry_for_s": min(recipe.storage.retry_for_s, 5.0)}))
+    lease = Lease(hasty, job.root, run_id, recipe.lease_s)
     lease.acquire(log.warning)
     try:
-        run = _Run(job, run_id, retry_failed)
+        run = _Run(job, run_id, retry_failed, hasty)
         return run.execute(began_s)
     finally:
         lease.release()
@@ -121,8 +124,8 @@ def run_extract(recipe: ExtractRecipe, *, retry_failed: bool = False) -> Extract
 class _Run:
     """One driver at work on one store."""
 
-    def __init__(self, job: Prepared, run_id: str, retry_failed: bool) -> None:
-        self.job, self.run_id, self.retry_failed = job, run_id, retry_failed
+    def __init__(self, job: Prepared, run_id: str, retry_failed: bool, hasty: Storage) -> None:
+        self.job, self.run_id, self.retry_failed, self.hasty = job, run_id, retry_failed, hasty
         self.recipe, self.storage, self.root = job.recipe, job.storage, job.root
         table = job.manifest.table.select(["track_id", "audio_uri", "etag"])
         index = read_latest(self.storage, self.root)
@@ -219,10 +222,14 @@ class _Run:
         try:
             runner = PassRunner(context, self.storage, on_receipt)
             runner.run_until_done(self._remaining)
+        except (FencedError, TransientError):
+            raise  # the index is not ours any more, or out of reach; the next run adopts what is not in it
+        except BaseException:
+            self._publish()
+            raise
         finally:
             summary.work_s = time.monotonic() - work_began_s
             progress.close()
-            self._publish()
 
     def _remaining(self) -> pa.Table:
         """What is left after everything that was written, indexed or not, has been taken in."""
@@ -268,12 +275,13 @@ class _Run:
             raise TooManyFailuresError(
                 f"{summary.failed} of {summary.tracks} tracks failed "
                 f"({counts_in_words(summary.failures)}), more than max_failure_rate = "
-                f"{self.recipe.max_failure_rate:g}; all rows are in {self.root}; see `wealy status {self.recipe.store}`, then `wealy retry-failed`"
+                f"{self.recipe.max_failure_rate:g}; all rows are in {self.root}; see `wealy status "
+                f"{self.recipe.store}`, then `wealy retry-failed`"
             )
 
     def _record(self) -> RunRecord:
         return RunRecord(
-            self.storage,
+            self.hasty,
             join(self.root, "runs", self.run_id, "run.json"),
             job="retry-failed" if self.retry_failed else "extract",
             run_id=self.run_id,

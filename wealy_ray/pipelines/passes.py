@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from wealy_ray.errors import TransientError, WealyError
+from wealy_ray.errors import TransientError
 from wealy_ray.pipelines.flight import Suspects, clear_records, flying
-from wealy_ray.pipelines.session import check_resources, connect, engine_gpus, find_cause
+from wealy_ray.pipelines.session import check_resources, connect, engine_gpus, find_cause, find_fault
 from wealy_ray.pipelines.stages import EngineStage, SoloExtractor, StageContext, decode_tracks, write_tracks
 from wealy_ray.storage import Storage
 from wealy_ray.store import TrackStates, write_shard
@@ -150,7 +150,7 @@ class PassRunner:
             for rows in _receipts(dataset):
                 self.on_receipt(rows)
         except Exception as e:
-            fault = find_cause(e, WealyError)
+            fault = find_fault(e)
             if fault is not None:
                 raise fault from e
             died = find_cause(e, ray.exceptions.RayActorError)
@@ -228,7 +228,7 @@ class PassRunner:
         try:
             return ray.get(result)
         except ray.exceptions.RayTaskError as e:
-            fault = find_cause(e, WealyError)
+            fault = find_fault(e)
             raise fault or e from e
 
     def _give_up(self, work: pa.Table) -> pa.Table | None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from wealy_ray import errors
 from wealy_ray.config import ExtractResources
-from wealy_ray.errors import ClusterError
+from wealy_ray.errors import ClusterError, WealyError
 
 log = logging.getLogger(__name__)
 E = TypeVar("E", bound=BaseException)
@@ -121,6 +123,24 @@ def check_resources(resources: ExtractResources, cluster: Cluster) -> None:
 def find_cause(error: BaseException, kind: type[E]) -> E | None:
     """The first exception of class `kind` behind `error`, through Ray's wrappers."""
     return next((e for e in _causes(error) if isinstance(e, kind)), None)
+
+
+def find_fault(error: BaseException) -> WealyError | None:
+    """The fault of the run that a worker raised, through Ray's wrappers.
+
+    Ray Data wraps what a stage raises, and pickling drops the cause: then only the text of the traceback is left,
+    in which a fault of ours is one line.
+    """
+    fault = find_cause(error, WealyError)
+    if fault is not None:
+        return fault
+    faults = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type)}
+    said = re.findall(r"^wealy_ray\.(?:errors|storage)\.(\w+): (.+)$", str(error), re.MULTILINE)
+    for name, sentence in reversed(said):
+        kind = faults.get(name)
+        if kind is not None and issubclass(kind, WealyError) and kind is not errors.TrackError:
+            return kind(sentence)
+    return None
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

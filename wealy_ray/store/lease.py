@@ -99,6 +99,7 @@ class Lease:
         self.release()
 
     def _renew(self) -> None:
+        is_failing = False
         while not self._stop.wait(self._lease_s / RENEWALS_PER_LEASE):
             try:
                 content = self._read()
@@ -107,8 +108,12 @@ class Lease:
                     log.warning("run %s has taken over the lease of this store", _name(other))
                     return
                 self._write()
+                is_failing = False
             except WealyError as e:
-                log.warning("the lease could not be renewed: %s", e)
+                log.log(
+                    logging.DEBUG if is_failing else logging.WARNING, "the lease could not be renewed: %s", e
+                )
+                is_failing = True
 
     def _read(self) -> bytes | None:
         try:

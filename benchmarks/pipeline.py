@@ -1,0 +1,225 @@
+"""The whole pipeline against the bare engine on the same audio, and the memory of a long run.
+
+    python benchmarks/pipeline.py --out runs/bench/pipeline.json            # both parts
+    python benchmarks/pipeline.py --part memory --tracks 2000
+
+Part `speed`: real weights; the pipeline's clock runs from the moment the first block reaches the engine to the last
+shard, so that start-up (Ray, loading weights) is told apart. Rounds alternate bare engine and pipeline.
+Part `memory`: the tiny random-weight model, many short tracks; private memory (USS) of every process of the job,
+sampled each second and summed by stage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.pipelines.support import environment, make_manifest, make_tracks, recipe_settings
+from wealy_ray.audio import BytesSource, decode, plan_windows
+from wealy_ray.audio.mel import log_mel_windows
+from wealy_ray.whisper import DecodeOptions, Engine, EngineOptions, assemble_base, decode_tracks, load_whisper
+
+ROOT = Path(__file__).parents[1]
+STAGES = {
+    "engine": "EngineStage",
+    "decode": "decode_tracks",
+    "decoder child": "wealy_ray.audio.child",
+    "writer": "write_tracks",
+    "raylet": "raylet/raylet",
+    "driver": "wealy_ray extract",
+}
+
+
+def bare_engine(weights: Path, songs: list[Path], args: argparse.Namespace) -> float:
+    """Seconds for all songs: mel, encoder and decoder in this process; audio is decoded before."""
+    torch.set_num_threads(args.threads)
+    tracks = [decode(BytesSource(path.read_bytes()), max_duration_s=300).samples for path in songs]
+    model = load_whisper(str(weights)).model
+    options = EngineOptions(device="cpu", num_slots=args.slots)
+    with Engine(model, options, DecodeOptions(timestamps=False, max_tokens=224)) as engine:
+        decode_tracks(
+            engine, [log_mel_windows(tracks[0], plan_windows(len(tracks[0]))[:1], n_mels=80)]
+        )  # warm up
+        began_s = time.perf_counter()
+        mels = [log_mel_windows(t, plan_windows(len(t)), n_mels=model.dims.n_mels) for t in tracks]
+        decode_tracks(engine, mels)
+        return time.perf_counter() - began_s
+
+
+def pipeline(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Runs `wealy extract` and watches it: seconds by phase, memory by stage."""
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(settings))
+    store = Path(settings["store"])
+    began_s = time.time()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wealy_ray", "extract", str(recipe)],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    engine_began_s, samples = 0.0, []
+    while process.poll() is None:
+        if not engine_began_s and any(store.glob("*/flight/*.json")):
+            engine_began_s = time.time()
+        samples.append({"at_s": time.time() - began_s, **memory_by_stage(process.pid)})
+        time.sleep(1.0 if engine_began_s else 0.05)
+    output = process.communicate()[0]
+    if process.returncode:
+        sys.exit(f"the pipeline failed:\n{output}")
+    ended_s = max(path.stat().st_mtime for path in store.glob("*/shards/*.parquet"))
+    return {
+        "startup_s": engine_began_s - began_s,
+        "work_s": ended_s - engine_began_s,
+        "wall_s": time.time() - began_s,
+        "memory": samples,
+    }
+
+
+def memory_by_stage(pid: int) -> dict[str, float]:
+    """Private memory in MiB of a job's processes, summed by stage."""
+    sums = dict.fromkeys([*STAGES, "other"], 0.0)
+    for process in _tree(pid):
+        try:
+            command = " ".join(process.cmdline())
+            stage = next((name for name, mark in STAGES.items() if mark in command), "other")
+            sums[stage] += process.memory_full_info().uss / 2**20
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return sums
+
+
+def _tree(pid: int) -> Iterator[psutil.Process]:
+    try:
+        parent = psutil.Process(pid)
+        yield from [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+
+
+def speed(args: argparse.Namespace) -> dict[str, Any]:
+    """Part `speed`."""
+    weights = assemble_base(ROOT / ".cache" / "whisper-base")
+    songs = sorted((ROOT / "examples/songs/audio").iterdir())[: args.songs]
+    rounds = []
+    for _ in range(args.rounds):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            (folder / "audio").mkdir()
+            for song in songs:
+                (folder / "audio" / song.name).symlink_to(song)
+            settings = recipe_settings(
+                make_manifest(folder / "audio", folder / "m.parquet"),
+                folder / "store",
+                model=str(weights),
+                decode={"max_tokens": 224},
+                engine={"num_slots": args.slots, "num_threads": args.threads, "device": "cpu"},
+                resources={"tracks_per_block": args.block, "tracks_per_shard": args.block, "engine_gpus": 0},
+            )
+            bare_s = bare_engine(weights, songs, args)
+            watched = pipeline(settings, folder)
+        peaks = {stage: max(s[stage] for s in watched["memory"]) for stage in [*STAGES, "other"]}
+        rounds.append(
+            {
+                "bare_tracks_per_s": len(songs) / bare_s,
+                "pipeline_tracks_per_s": len(songs) / watched["work_s"],
+                "ratio": bare_s / watched["work_s"],
+                "startup_s": watched["startup_s"],
+                "wall_s": watched["wall_s"],
+                "peak_mib": peaks,
+            }
+        )
+        print(json.dumps({k: v for k, v in rounds[-1].items() if k != "peak_mib"}), file=sys.stderr)
+    medians = {k: statistics.median(r[k] for r in rounds) for k in rounds[0] if k != "peak_mib"}
+    peaks = {
+        stage: statistics.median(r["peak_mib"][stage] for r in rounds) for stage in rounds[0]["peak_mib"]
+    }
+    return {
+        "songs": len(songs),
+        "weights": "whisper base",
+        "median": {**medians, "peak_mib": peaks},
+        "rounds": rounds,
+    }
+
+
+def memory(args: argparse.Namespace) -> dict[str, Any]:
+    """Part `memory`: is it flat?"""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_tracks(folder / "audio", args.tracks, seconds=1.0)
+        settings = recipe_settings(
+            make_manifest(folder / "audio", folder / "m.parquet"),
+            folder / "store",
+            engine={"num_slots": 16, "num_threads": 2, "device": "cpu"},
+            resources={"tracks_per_block": 16, "tracks_per_shard": 64, "engine_gpus": 0},
+            publish_every_s=10,
+            progress_every_s=10,
+        )
+        watched = pipeline(settings, folder)
+    samples = [s for s in watched["memory"] if s["at_s"] > watched["startup_s"] + 5]
+    third = len(samples) // 3
+    by_stage = {
+        stage: {
+            "first_third_mib": statistics.median(s[stage] for s in samples[:third]),
+            "last_third_mib": statistics.median(s[stage] for s in samples[-third:]),
+            "peak_mib": max(s[stage] for s in samples),
+        }
+        for stage in [*STAGES, "other"]
+    }
+    return {
+        "tracks": args.tracks,
+        "weights": "random-tiny",
+        "tracks_per_s": args.tracks / watched["work_s"],
+        "wall_s": watched["wall_s"],
+        "by_stage": by_stage,
+    }
+
+
+def main() -> None:
+    """Runs the parts and writes JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--part", choices=["speed", "memory", "both"], default="both")
+    parser.add_argument("--songs", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--slots", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--block", type=int, default=6, help="tracks per block and per shard")
+    parser.add_argument("--tracks", type=int, default=2000, help="of the memory part")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    result: dict[str, Any] = {
+        "machine": {"cpus": os.cpu_count(), "processor": platform.processor() or platform.machine()},
+        "torch": torch.__version__,
+    }
+    if args.part in ("speed", "both"):
+        result["speed"] = speed(args)
+    if args.part in ("memory", "both"):
+        result["memory"] = memory(args)
+    text = json.dumps(result, indent=2)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from wealy_ray.config import ExtractRecipe, load_recipe, parse_override
+from wealy_ray.errors import ConfigError
+
+MINIMAL = "manifest: m.parquet\nstore: out\n"
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+
+
+def test_overrides_replace_and_nest(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(MINIMAL + "engine:\n  num_slots: 4\n")
+    overrides = dict(map(parse_override, ["engine.num_slots=8", "decode.language=es", "model=base"]))
+    recipe = load_recipe(path, overrides)
+    assert (recipe.engine.num_slots, recipe.decode.language, recipe.model) == (8, "es", "base")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_are_valid(path: Path) -> None:
+    assert isinstance(load_recipe(path), ExtractRecipe)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (MINIMAL + "modle: base\n", "unknown key 'modle'; valid keys here are manifest, store, model"),
+        (MINIMAL + "engine:\n  slots: 3\n", "unknown key 'engine.slots'; valid keys here are device, dtype"),
+        ("store: x\n", "the key 'manifest' is missing"),
+        (MINIMAL + "engine:\n  num_slots: 0\n", "'engine.num_slots' is 0: input should be greater than 0"),
+        (
+            MINIMAL + "engine:\n  device: tpu\n",
+            "'engine.device' is 'tpu': input should be 'auto', 'cpu' or 'cuda'",
+        ),
+        (MINIMAL + "resources:\n  engine_min: 3\n", "engine_max .1. is below engine_min .3."),
+        (MINIMAL + "resources:\n  engine_cpus: 0.5\n", "must differ, else Ray fuses the stages"),
+        (MINIMAL + "windows:\n  hop_s: 31\n", "'windows.hop_s' is 31"),
+        (MINIMAL + "max_failure_rate: .nan\n", "'max_failure_rate' is nan"),
+        ("- a\n- b\n", "is not a mapping of settings"),
+        ("a: [1\n", r"is not valid YAML \(line 2\)"),
+    ],
+)
+def test_wrong_recipes_are_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=sentence) as raised:
+        load_recipe(path)
+    assert "\n" not in str(raised.value)
+    assert str(path) in str(raised.value)
+
+
+def test_missing_and_binary_recipes(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read the recipe"):
+        load_recipe(tmp_path / "none.yaml")
+    (tmp_path / "r.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="is not a text file"):
+        load_recipe(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize("text", ["engine.num_slots", "=3", "Engine Slots=3", "a=[1"])
+def test_wrong_overrides(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse_override(text)
+
+
+def test_override_of_a_plain_value_as_a_group(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(MINIMAL)
+    with pytest.raises(ConfigError, match="'store' is not a group of settings"):
+        load_recipe(path, {"store.x": 1})
