@@ -39,9 +39,10 @@ def _run(args: argparse.Namespace) -> int:
     except Exception as e:
         if args.traceback:
             raise
-        reason = str(e).strip().splitlines()
+        lines = str(e).strip().splitlines()
         print(
-            f"error: unexpected {type(e).__name__}: {reason[0] if reason else ''} (a defect of wealy-ray; "
+            # the last line: Ray puts a worker's whole traceback into the message
+            f"error: unexpected {type(e).__name__}: {lines[-1] if lines else ''} (a defect of wealy-ray; "
             "`wealy --traceback ...` shows where)",
             file=sys.stderr,
         )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from tests.s3_server import die_with_parent
+from tests.s3_server import DIE_WITH_PARENT
 from wealy_ray.catalog import manifest_from_folder, write_manifest
 from wealy_ray.storage import Storage
 from wealy_ray.store import StoreReader
@@ -76,14 +76,14 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 def start_wealy(*arguments: str | Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "wealy_ray", *map(str, arguments)]
     return subprocess.Popen(
-        [sys.executable, "-m", "wealy_ray", *map(str, arguments)],
+        [sys.executable, "-c", DIE_WITH_PARENT, *command],  # a failed test must not leave a driver behind
         cwd=REPOSITORY,
         env=environment(**(env or {})),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        preexec_fn=die_with_parent,  # a failed test must not leave a driver behind
     )
 
 

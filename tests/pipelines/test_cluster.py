@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -43,38 +45,40 @@ def free_port() -> int:
 def head(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Dashboard address of a Ray head that was started as a user does; it knows the S3 server."""
     dashboard, gcs = free_port(), free_port()
-    temp = Path("/tmp") / f"wr{os.getpid()}"  # socket paths must be short
-    process = subprocess.Popen(
-        [
-            *(RAY, "start", "--head", "--block", f"--port={gcs}", "--num-cpus=8", f"--temp-dir={temp}"),
-            *(
-                f"--dashboard-port={dashboard}",
-                "--disable-usage-stats",
-                "--min-worker-port=0",
-                "--max-worker-port=0",
-            ),
-        ],
-        env=environment(**s3.env(), PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}"),
-        cwd=tmp_path_factory.mktemp("head"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    address = f"http://127.0.0.1:{dashboard}"
-    for _ in range(240):
+    with tempfile.TemporaryDirectory(
+        prefix="wr", ignore_cleanup_errors=True
+    ) as temp:  # socket paths must be short
+        process = subprocess.Popen(
+            [
+                *(RAY, "start", "--head", "--block", f"--port={gcs}", "--num-cpus=8", f"--temp-dir={temp}"),
+                *(f"--dashboard-port={dashboard}", "--disable-usage-stats"),
+            ],
+            env=environment(**s3.env(), PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}"),
+            cwd=tmp_path_factory.mktemp("head"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         try:
-            with urllib.request.urlopen(f"{address}/api/jobs/", timeout=2) as answer:
+            address = f"http://127.0.0.1:{dashboard}"
+            wait_until_it_answers(f"{address}/api/jobs/", process)
+            yield address
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def wait_until_it_answers(url: str, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(240):
+        assert process.poll() is None, "the head ended"
+        try:
+            with urllib.request.urlopen(url, timeout=2) as answer:
                 json.load(answer)
-            break
         except OSError:
-            assert process.poll() is None, "the head ended"
             time.sleep(0.5)
-    yield address
-    process.terminate()
-    try:
-        process.wait(timeout=30)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
+        else:
+            return
+    raise AssertionError("the head does not answer")
 
 
 def submit(head: str, recipe: Path, *overrides: str) -> tuple[int, str]:

@@ -28,23 +28,17 @@ from wealy_ray.errors import (
     TransientError,
     WealyError,
 )
+from wealy_ray.pipelines.ledger import Ledger
 from wealy_ray.pipelines.passes import PassRunner
-from wealy_ray.pipelines.stages import WORK_SCHEMA, StageContext
+from wealy_ray.pipelines.session import Cluster, check_resources, connect
+from wealy_ray.pipelines.stages import StageContext
 from wealy_ray.progress import Progress
 from wealy_ray.report.extract_summary import ExtractSummary
 from wealy_ray.report.run_record import RunRecord, now
 from wealy_ray.report.status import value_counts
 from wealy_ray.report.tables import counts_in_words
 from wealy_ray.storage import ObjectForbiddenError, Storage, join, scheme_of
-from wealy_ray.store import (
-    ExtractorSpec,
-    Index,
-    IndexWriter,
-    Lease,
-    adopt,
-    read_latest,
-    split_work,
-)
+from wealy_ray.store import ExtractorSpec, Lease, read_latest, split_work
 
 log = logging.getLogger(__name__)
 
@@ -63,20 +57,27 @@ class Prepared:
         """`<store>/<extractor-id>`."""
         return self.spec.root(self.recipe.store)
 
+    def ledger(self, retry_failed: bool) -> Ledger:
+        """The store as it is now."""
+        return Ledger(self.storage, self.root, self.manifest, self.spec, retry_failed=retry_failed)
+
 
 def prepare(recipe: ExtractRecipe) -> Prepared:
     """Checks everything that can be checked before anything is written.
 
     Raises:
-        ManifestError, StorageError, ModelError, TransientError: With one sentence each.
+        ConfigError, ManifestError, StorageError, ModelError, TransientError: With one sentence each.
     """
     from wealy_ray.whisper import load_whisper
+    from wealy_ray.whisper.vocabulary import Vocabulary
 
     storage = Storage(recipe.storage)
     manifest = read_manifest(storage, recipe.manifest)
     storage.check_folder(recipe.store)
     _check_audio_buckets(storage, manifest)
     loaded = load_whisper(recipe.model, read_bytes=storage.read)
+    if recipe.decode.language is not None:
+        Vocabulary.of(loaded.model).check_language(recipe.decode.language)
     spec = ExtractorSpec(
         weights_digest=loaded.digest,
         max_duration_s=recipe.audio.max_duration_s,
@@ -108,6 +109,11 @@ def run_extract(recipe: ExtractRecipe, *, retry_failed: bool = False) -> Extract
     """
     began_s = time.monotonic()
     job = prepare(recipe)
+    cluster = None
+    if job.ledger(retry_failed).todo().num_rows:
+        cluster = connect()
+        check_resources(recipe.resources, cluster)
+    # nothing was written up to here
     job.spec.ensure(job.storage, recipe.store)
     run_id = f"{now().replace(':', '')}-{uuid.uuid4().hex[:6]}"
     # the last words of a run that ends because storage is gone must not wait for storage
@@ -115,8 +121,7 @@ def run_extract(recipe: ExtractRecipe, *, retry_failed: bool = False) -> Extract
     lease = Lease(hasty, job.root, run_id, recipe.lease_s)
     lease.acquire(log.warning)
     try:
-        run = _Run(job, run_id, retry_failed, hasty)
-        return run.execute(began_s)
+        return _Run(job, run_id, job.ledger(retry_failed), hasty).execute(cluster, began_s)
     finally:
         lease.release()
 
@@ -124,147 +129,85 @@ def run_extract(recipe: ExtractRecipe, *, retry_failed: bool = False) -> Extract
 class _Run:
     """One driver at work on one store."""
 
-    def __init__(self, job: Prepared, run_id: str, retry_failed: bool, hasty: Storage) -> None:
-        self.job, self.run_id, self.retry_failed, self.hasty = job, run_id, retry_failed, hasty
-        self.recipe, self.storage, self.root = job.recipe, job.storage, job.root
-        table = job.manifest.table.select(["track_id", "audio_uri", "etag"])
-        index = read_latest(self.storage, self.root)
-        if retry_failed:
-            table = _failed_of(table, index)
-        self.wanted = table.cast(WORK_SCHEMA)
-        self.index = index
-        self.done_before = int(split_work(self.wanted, index, retry_failed=retry_failed).sum())
-        self.retried: set[str] = set()
-        self.writer: IndexWriter | None = None
-        self.pending: list[pa.Table] = []
-        self.published_s = time.monotonic()
+    def __init__(self, job: Prepared, run_id: str, ledger: Ledger, hasty: Storage) -> None:
+        self.job, self.run_id, self.ledger, self.hasty = job, run_id, ledger, hasty
+        self.recipe, self.root = job.recipe, job.root
+        self.summary = ExtractSummary(job.root, len(job.manifest), done_before=ledger.done_before)
 
-    def execute(self, began_s: float) -> ExtractSummary:
-        summary = ExtractSummary(self.root, len(self.job.manifest), done_before=self.done_before)
-        todo = self._todo()
-        if todo.num_rows:
-            self._claim()
-            summary.adopted = self._adopt(todo)
-            todo = self._todo()
+    def execute(self, cluster: Cluster | None, began_s: float) -> ExtractSummary:
         record = None
-        if self.writer is not None:
-            record = self._record()
-            record.write(adopted=summary.adopted)
         try:
-            if todo.num_rows:
-                self._work(todo, summary)
-            self._reconcile(summary)
+            if self.ledger.todo().num_rows:
+                self.ledger.claim(self.run_id)
+                record = self._record()
+                record.write()
+                self._work(cluster or connect())
+            self._reconcile()
         except BaseException as e:
-            self._end(record, summary, e, began_s)
+            self._end(record, e, began_s)
             raise
-        self._end(record, summary, None, began_s)
-        return summary
+        self._end(record, None, began_s)
+        return self.summary
 
-    def _todo(self) -> pa.Table:
-        index = self.writer.index if self.writer else self.index
-        done = split_work(self.wanted, index, retry_failed=self.retry_failed)
-        todo = self.wanted.filter(pa.array(~done))
-        if self.retried:  # a track that failed again is done for this run
-            again = pc.is_in(todo["track_id"], value_set=pa.array(sorted(self.retried)))
-            todo = todo.filter(pc.invert(again))
-        return todo
-
-    def _claim(self) -> None:
-        self.writer = IndexWriter.claim(
-            self.storage, self.root, manifest_digest=self.job.manifest.digest, run_id=self.run_id
-        )
-
-    def _adopt(self, todo: pa.Table) -> int:
-        assert self.writer is not None
-        found = adopt(
-            self.storage,
-            self.root,
-            self.writer.index,
-            todo,
-            extractor_id=self.job.spec.extractor_id,
-            adopt_failed=not self.retry_failed,
-        )
-        for name, reason in found.refused:
-            log.warning("shard %s is not used, its tracks are worked on again: %s", name, reason)
-        if found.rows.num_rows:
-            self.writer.publish(found.rows)
-            log.warning("adopted %d tracks from shards of an earlier run", found.rows.num_rows)
-        return found.rows.num_rows
-
-    def _work(self, todo: pa.Table, summary: ExtractSummary) -> None:
-        assert self.writer is not None
+    def _work(self, cluster: Cluster) -> None:
+        summary, ledger = self.summary, self.ledger
         work_began_s = time.monotonic()
-        total = self.wanted.num_rows
-        progress = Progress(total, total - todo.num_rows, interval_s=self.recipe.progress_every_s)
+        total = ledger.wanted.num_rows
+        progress = Progress(total, ledger.done_before, interval_s=self.recipe.progress_every_s)
         context = StageContext(
             self.recipe,
             self.root,
             self.job.spec.extractor_id,
             self.job.spec.weights_digest,
-            self.writer.epoch,
+            ledger.writer.epoch,
         )
 
+        def remaining() -> pa.Table:
+            todo = ledger.remaining()
+            progress.done = total - todo.num_rows  # adopted tracks count, tracks that ran twice do not
+            return todo
+
         def on_receipt(rows: pa.Table | None) -> None:
-            """Called with each receipt, and about once a second with None."""
             if rows is not None:
-                self.pending.append(rows)
-                if self.retry_failed:
-                    self.retried.update(rows["track_id"].to_pylist())
+                ledger.receive(rows)
                 failed = pc.sum(pc.equal(rows["status"], "failed")).as_py() or 0
                 audio_s = pc.sum(rows["duration_s"]).as_py() or 0.0
                 summary.work_tracks += rows.num_rows
                 summary.work_audio_s += audio_s
                 progress.add(rows.num_rows, failed, audio_s)
             progress.tick()
-            if self.pending and time.monotonic() - self.published_s >= self.recipe.publish_every_s:
-                self._publish()
+            ledger.publish(at_least_every_s=self.recipe.publish_every_s)
 
         try:
-            runner = PassRunner(context, self.storage, on_receipt)
-            runner.run_until_done(self._remaining)
+            PassRunner(context, self.job.storage, cluster, on_receipt).run_until_done(remaining)
         except (FencedError, TransientError):
             raise  # the index is not ours any more, or out of reach; the next run adopts what is not in it
         except BaseException:
-            self._publish()
+            ledger.publish()
             raise
         finally:
             summary.work_s = time.monotonic() - work_began_s
+            summary.adopted = ledger.adopted
             progress.close()
 
-    def _remaining(self) -> pa.Table:
-        """What is left after everything that was written, indexed or not, has been taken in."""
-        self._publish()
-        todo = self._todo()
-        if todo.num_rows and self._adopt(todo):
-            todo = self._todo()
-        return todo
-
-    def _publish(self) -> None:
-        assert self.writer is not None
-        if self.pending:
-            rows, self.pending = pa.concat_tables(self.pending), []
-            self.writer.publish(rows)
-        self.published_s = time.monotonic()
-
-    def _reconcile(self, summary: ExtractSummary) -> None:
+    def _reconcile(self) -> None:
         """Tracks in = ok + failed, each once, in the index as it lies in the store."""
-        index = read_latest(self.storage, self.root)
-        if self.writer is not None and index is not None and index.number != self.writer.index.number:
+        summary, ledger = self.summary, self.ledger
+        index = read_latest(self.job.storage, self.root)
+        if ledger.has_claim and index is not None and index.number != ledger.writer.index.number:
             raise FencedError(
-                "another driver has claimed this store while this one ended; run status to see it"
+                "another driver has claimed this store while this one ended; see `wealy status`"
             )
-        manifest = self.job.manifest.table.select(["track_id", "audio_uri", "etag"])
-        missing = self.wanted.filter(pa.array(~split_work(self.wanted, index)))
+        missing = ledger.wanted.filter(pa.array(~split_work(ledger.wanted, index)))
         if index is None or missing.num_rows:
             first = missing["track_id"][0].as_py() if missing.num_rows else ""
             raise ReconciliationError(
-                f"{missing.num_rows} of {len(manifest)} tracks have no row, the first is '{first}'; run the same "
+                f"{missing.num_rows} of {summary.tracks} tracks have no row, the first is '{first}'; run the same "
                 "command again"
             )
-        positions = pc.drop_null(index.positions(manifest["track_id"]))
-        rows = index.table.take(positions)
         if pc.count_distinct(index.table["track_id"]).as_py() != len(index):
-            raise ReconciliationError(f"index {index.number} names a track twice")
+            raise ReconciliationError(f"index {index.number} of {self.root} names a track twice")
+        rows = index.table.take(pc.drop_null(index.positions(self.job.manifest.table["track_id"])))
         summary.ok = pc.sum(pc.equal(rows["status"], "ok")).as_py() or 0
         summary.failed = rows.num_rows - summary.ok
         summary.states = pc.sum(rows["num_states"]).as_py() or 0
@@ -283,18 +226,17 @@ class _Run:
         return RunRecord(
             self.hasty,
             join(self.root, "runs", self.run_id, "run.json"),
-            job="retry-failed" if self.retry_failed else "extract",
+            job="retry-failed" if self.ledger.retry_failed else "extract",
             run_id=self.run_id,
             recipe=self.recipe.model_dump(mode="json"),
             extractor_id=self.job.spec.extractor_id,
             manifest_digest=self.job.manifest.digest,
             tracks=len(self.job.manifest),
-            done_before=self.done_before,
+            done_before=self.ledger.done_before,
         )
 
-    def _end(
-        self, record: RunRecord | None, summary: ExtractSummary, error: BaseException | None, began_s: float
-    ) -> None:
+    def _end(self, record: RunRecord | None, error: BaseException | None, began_s: float) -> None:
+        summary = self.summary
         summary.wall_s = time.monotonic() - began_s
         if record is None:
             return
@@ -311,11 +253,3 @@ class _Run:
             record.write(ended_at=now(), **outcome, **numbers)
         except WealyError as e:
             log.warning("the run record could not be written: %s", e)
-
-
-def _failed_of(table: pa.Table, index: Index | None) -> pa.Table:
-    """Rows whose track failed."""
-    if index is None:
-        return table.slice(0, 0)
-    failed = index.table.filter(pc.equal(index.table["status"], "failed"))["track_id"]
-    return table.filter(pc.is_in(table["track_id"], value_set=failed.combine_chunks()))

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from wealy_ray.errors import TransientError
 from wealy_ray.pipelines.flight import Suspects, clear_records, flying
-from wealy_ray.pipelines.session import check_resources, connect, engine_gpus, find_cause, find_fault
+from wealy_ray.pipelines.session import Cluster, engine_gpus, find_cause, find_fault
 from wealy_ray.pipelines.stages import EngineStage, SoloExtractor, StageContext, decode_tracks, write_tracks
 from wealy_ray.storage import Storage
 from wealy_ray.store import TrackStates, write_shard
@@ -98,16 +98,19 @@ class PassRunner:
     Args:
         context: Of this run.
         storage: Where the store lies.
+        cluster: What to run on.
         on_receipt: Called with the index rows of each shard that was written, and with None about once a second.
     """
 
     def __init__(
-        self, context: StageContext, storage: Storage, on_receipt: Callable[[pa.Table | None], None]
+        self,
+        context: StageContext,
+        storage: Storage,
+        cluster: Cluster,
+        on_receipt: Callable[[pa.Table | None], None],
     ) -> None:
         self.context, self.storage, self.on_receipt = context, storage, on_receipt
-        self.cluster = connect()
-        check_resources(context.recipe.resources, self.cluster)
-        self.gpus = engine_gpus(context.recipe.resources, self.cluster)
+        self.gpus = engine_gpus(context.recipe.resources, cluster)
         self.suspects = Suspects(storage, context.root)
 
     def run_until_done(self, remaining: Callable[[], pa.Table]) -> None:
