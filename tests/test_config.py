@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from wealy_ray.config import ExtractRecipe, load_recipe, parse_override
+from wealy_ray.audio import IsolatedDecoder
+from wealy_ray.config import AudioSettings, ExtractRecipe, load_recipe, parse_override
 from wealy_ray.errors import ConfigError
 
 MINIMAL = "manifest: m.parquet\nstore: out\n"
@@ -39,6 +40,10 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
         (MINIMAL + "resources:\n  engine_cpus: 0.5\n", "must differ, else Ray fuses the stages"),
         (MINIMAL + "windows:\n  hop_s: 31\n", "'windows.hop_s' is 31"),
         (MINIMAL + "max_failure_rate: .nan\n", "'max_failure_rate' is nan"),
+        (
+            MINIMAL + "audio:\n  decode_memory_mb: 80\n",
+            "decode_memory_mb .80. must be at least 85 for max_duration_s",
+        ),
         ("- a\n- b\n", "is not a mapping of settings"),
         ("a: [1\n", r"is not valid YAML \(line 2\)"),
     ],
@@ -71,3 +76,19 @@ def test_override_of_a_plain_value_as_a_group(tmp_path: Path) -> None:
     path.write_text(MINIMAL)
     with pytest.raises(ConfigError, match="'store' is not a group of settings"):
         load_recipe(path, {"store.x": 1})
+
+
+def test_the_least_decoder_memory_is_the_decoder_s() -> None:
+    for max_duration_s in (1.0, 300.0, 7200.0):
+        least_mb = next(mb for mb in range(1, 10_000) if _allows(max_duration_s, mb))
+        IsolatedDecoder(max_duration_s, timeout_s=1, memory_bytes=least_mb << 20)
+        with pytest.raises(ValueError, match="memory_bytes must be at least"):
+            IsolatedDecoder(max_duration_s, timeout_s=1, memory_bytes=(least_mb - 1) << 20)
+
+
+def _allows(max_duration_s: float, decode_memory_mb: int) -> bool:
+    try:
+        AudioSettings(max_duration_s=max_duration_s, decode_memory_mb=decode_memory_mb)
+    except ValueError:
+        return False
+    return True

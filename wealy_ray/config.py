@@ -6,6 +6,7 @@ one sentence that names the key. Settings are frozen: nothing changes them after
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,12 @@ from wealy_ray.errors import ConfigError
 
 WINDOW_S = 30.0
 """Length of a Whisper window in seconds; fixed by the model."""
+
+
+DECODER_MB = 48
+"""What a common codec takes for itself, in MiB."""
+DECODER_MB_PER_S = 2 * 4 * 16_000 / 2**20
+"""MiB per second of audio in a decoder: float32 samples at 16 kHz, and their copy."""
 
 
 class Settings(BaseModel):
@@ -53,6 +60,16 @@ class AudioSettings(Settings):
     """A decoder that takes longer on one track is killed, and the track fails."""
     decode_memory_mb: PositiveInt = 2048
     """A decoder that asks for more memory (MiB) is stopped, and the track fails."""
+
+    @model_validator(mode="after")
+    def _memory_holds_the_samples(self) -> AudioSettings:
+        least_mb = math.ceil(DECODER_MB + self.max_duration_s * DECODER_MB_PER_S)
+        if self.decode_memory_mb < least_mb:
+            raise ValueError(
+                f"decode_memory_mb ({self.decode_memory_mb}) must be at least {least_mb} for max_duration_s = "
+                f"{self.max_duration_s:g}"
+            )
+        return self
 
 
 class WindowSettings(Settings):

@@ -29,9 +29,9 @@ from typing import BinaryIO
 
 import av.logging
 
-from ..errors import TrackError
-from .decode import decode
-from .frames import HEADER, RANGE
+from wealy_ray.audio.decode import decode
+from wealy_ray.audio.frames import HEADER, RANGE
+from wealy_ray.errors import TrackError
 
 PR_SET_PDEATHSIG = 1
 

@@ -15,12 +15,12 @@ import av
 import numpy as np
 from av.stream import Discard
 
-from ..errors import TrackError
-from .mixer import Mixer
-from .reader import StreamReader
-from .source import ByteSource, SourceFile
-from .truncation import is_truncated
-from .windows import SAMPLE_RATE_HZ
+from wealy_ray.audio.mixer import Mixer
+from wealy_ray.audio.reader import StreamReader
+from wealy_ray.audio.source import ByteSource, SourceFile
+from wealy_ray.audio.truncation import is_truncated
+from wealy_ray.audio.windows import SAMPLE_RATE_HZ
+from wealy_ray.errors import TrackError
 
 # What libavformat may take a file for. Playlists and scripts (hls, concat, ...) would open other files;
 # images, subtitles and game formats claim text and noise.

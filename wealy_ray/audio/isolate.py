@@ -7,13 +7,14 @@ from types import TracebackType
 
 import numpy as np
 
-from ..errors import TRACK_ERROR_TYPES, TrackError
-from .decode import Decoded
-from .frames import RANGE
-from .process import ChildDied, ChildProcess, ChildTimeout
-from .source import BLOCK_BYTES, ByteSource, read_exactly
-from .windows import SAMPLE_RATE_HZ
+from wealy_ray.audio.decode import Decoded
+from wealy_ray.audio.frames import RANGE
+from wealy_ray.audio.process import ChildDied, ChildProcess, ChildTimeout
+from wealy_ray.audio.source import BLOCK_BYTES, ByteSource, read_exactly
+from wealy_ray.audio.windows import SAMPLE_RATE_HZ
+from wealy_ray.errors import TRACK_ERROR_TYPES, TrackError
 
+# not imported from `config`, which knows the same limit: the child must start fast
 CODEC_BYTES = 48 << 20  # the block cache, and what a common codec takes for itself
 START_TIMEOUT_S = 60.0
 _JSON_BYTES = 1 << 20

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from whisper.audio import HOP_LENGTH, N_FFT, N_FRAMES, N_SAMPLES, mel_filters
 
-from .windows import WINDOW_SAMPLES, Window
+from wealy_ray.audio.windows import WINDOW_SAMPLES, Window
 
 assert N_SAMPLES == WINDOW_SAMPLES
 

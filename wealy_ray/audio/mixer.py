@@ -7,7 +7,7 @@ from typing import Any
 import av
 import numpy as np
 
-from .windows import SAMPLE_RATE_HZ
+from wealy_ray.audio.windows import SAMPLE_RATE_HZ
 
 FULL_SCALE = np.float32(32768)
 """A 16-bit sample of this size would be 1.0."""

@@ -13,7 +13,7 @@ import time
 import weakref
 from pathlib import Path
 
-from .frames import HEADER
+from wealy_ray.audio.frames import HEADER
 
 _SLICE_S = 0.02  # how often a working child's memory is looked at
 _STDERR_BYTES = 4096

@@ -8,7 +8,7 @@ from typing import Any
 import av
 import numpy as np
 
-from ..errors import TrackError
+from wealy_ray.errors import TrackError
 
 
 class StreamReader:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from .source import SourceFile
+from wealy_ray.audio.source import SourceFile
 
 MAX_OGG_PAGE_BYTES = 27 + 255 + 255 * 255  # 65,307
 STREAMED_WAV_BYTES = 0x7FFF0000  # data sizes from here on are placeholders of programs that wrote to a pipe

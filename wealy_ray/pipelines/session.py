@@ -135,7 +135,7 @@ def find_fault(error: BaseException) -> WealyError | None:
     if fault is not None:
         return fault
     faults = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type)}
-    said = re.findall(r"^wealy_ray\.(?:errors|storage)\.(\w+): (.+)$", str(error), re.MULTILINE)
+    said = re.findall(r"^wealy_ray\.[\w.]*?(\w+): (.+)$", str(error), re.MULTILINE)
     for name, sentence in reversed(said):
         kind = faults.get(name)
         if kind is not None and issubclass(kind, WealyError) and kind is not errors.TrackError:
