@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -66,8 +67,7 @@ def test_refused_with_one_sentence(
 
 
 def test_damaged_index(finished: Path, tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    run_wealy("extract", finished / "recipe.yaml", f"store={store}")
+    store = Path(shutil.copytree(finished / "store", tmp_path / "store"))
     expected, before = contents(store), {p: p.read_bytes() for p in store.rglob("*.parquet")}
     newest = next(store.glob(f"*/index/{newest_index(store)}.parquet"))
     data = bytearray(newest.read_bytes())
@@ -87,8 +87,7 @@ def test_damaged_index(finished: Path, tmp_path: Path) -> None:
 
 
 def test_damaged_shard_is_not_adopted_and_its_tracks_are_done_again(finished: Path, tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    run_wealy("extract", finished / "recipe.yaml", f"store={store}")
+    store = Path(shutil.copytree(finished / "store", tmp_path / "store"))
     expected = contents(store)
     for index in store.glob("*/index/*.parquet"):
         index.unlink()

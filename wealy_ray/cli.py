@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     logging.getLogger("wealy_ray").setLevel(logging.INFO)
     # SIGTERM (a stopped job, a drained node) ends like Ctrl-C: what is finished is published first
     signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(_run(args))
+    code = _run(args)
+    ray = sys.modules.get("ray")
+    if code and ray is not None and ray.is_initialized():
+        # threads of Ray Data may still be at work, and crash when Ray is taken down under them
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _run(args: argparse.Namespace) -> int:

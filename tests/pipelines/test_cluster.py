@@ -20,7 +20,6 @@ from tests.pipelines.support import (
     REPOSITORY,
     contents,
     environment,
-    make_manifest,
     make_tracks,
     recipe_settings,
     run_wealy,
@@ -118,11 +117,10 @@ def test_job_submit_on_s3(head: str, s3: S3Server, tmp_path: Path) -> None:
     assert f"error: recipe {recipe}: unknown key 'no_such_key'" in output
 
 
-def test_killed_raylet_loses_nothing(tmp_path: Path) -> None:
+def test_killed_raylet_loses_nothing(undisturbed: tuple[Path, dict], tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 
-    make_tracks(tmp_path / "audio", 40)
-    manifest = make_manifest(tmp_path / "audio", tmp_path / "manifest.parquet")
+    manifest, expected = undisturbed
     resources = {
         "tracks_per_block": 4,
         "tracks_per_shard": 4,
@@ -130,8 +128,6 @@ def test_killed_raylet_loses_nothing(tmp_path: Path) -> None:
         "engine_min": 2,
         "engine_max": 2,
     }
-    reference = write_recipe(tmp_path / "r.yaml", recipe_settings(manifest, tmp_path / "reference"))
-    assert run_wealy("extract", reference)[0] == 0
     store = tmp_path / "store"
     recipe = write_recipe(tmp_path / "recipe.yaml", recipe_settings(manifest, store, resources=resources))
 
@@ -151,4 +147,4 @@ def test_killed_raylet_loses_nothing(tmp_path: Path) -> None:
                 assert code == 0, output
         finally:
             cluster.shutdown()
-    assert contents(store) == contents(tmp_path / "reference")
+    assert contents(store) == expected

@@ -24,7 +24,7 @@ from tests.pipelines.support import (
 from tests.s3_server import S3Server
 from wealy_ray.storage import join
 
-SONGS = ("s2t002.m4a", "s2t005.flac", "s2t009.ogg")
+SONGS = ("s2t002.m4a", "s2t009.ogg")
 
 
 def upload(s3: S3Server, folder: Path, bucket: str) -> str:
@@ -48,21 +48,21 @@ def test_same_states_from_s3_and_from_disk_with_real_weights(
         shutil.copy(REPOSITORY / "examples/songs/audio" / name, audio)
     real = {
         "model": str(whisper_base),
-        "decode": {"max_tokens": 40},
+        "decode": {"max_tokens": 20},
         "engine": {"num_slots": 4, "num_threads": 2},
-        "resources": {"tracks_per_block": 3, "tracks_per_shard": 2, "engine_gpus": 0},
+        "resources": {"tracks_per_block": 2, "tracks_per_shard": 2, "engine_gpus": 0},
     }
     manifest = make_manifest(audio, tmp_path / "manifest.parquet")
     local = write_recipe(tmp_path / "local.yaml", recipe_settings(manifest, tmp_path / "store", **real))
     code, output = run_wealy("extract", local)
     assert code == 0, output
-    assert "tracks     3 = 3 ok + 0 failed" in output
+    assert "tracks     2 = 2 ok + 0 failed" in output
 
     # the same through S3, the manifest built from the bucket's listing
     prefix = upload(s3, audio, "songs")
     bucket = s3.bucket("songs")
     code, output = run_wealy("manifest", prefix, "--out", join(bucket, "manifest.parquet"), env=s3.env())
-    assert (code, output) == (0, f"3 tracks written to {bucket}/manifest.parquet\n")
+    assert (code, output) == (0, f"2 tracks written to {bucket}/manifest.parquet\n")
     remote = write_recipe(
         tmp_path / "remote.yaml", s3_settings(join(bucket, "manifest.parquet"), join(bucket, "store"), **real)
     )
@@ -75,20 +75,20 @@ def test_same_states_from_s3_and_from_disk_with_real_weights(
 
     code, output = run_wealy("status", join(bucket, "store"), env=s3.env())
     assert code == 0
-    assert "3 = 3 ok + 0 failed" in output
+    assert "2 = 2 ok + 0 failed" in output
     (record,) = [
         info.uri for info in s3.storage().list(join(bucket, "store")) if info.uri.endswith("run.json")
     ]
     facts = json.loads(s3.storage().read(record))
     assert facts["outcome"] == "done"
-    assert facts["ok"] == 3
+    assert facts["ok"] == 2
     assert s3.admin[1] not in json.dumps(facts)
 
 
 def test_outage_in_mid_run(s3_of_its_own: S3Server, tmp_path: Path) -> None:
     """The server is gone for a while: first longer than our patience, then shorter."""
     s3 = s3_of_its_own
-    make_tracks(tmp_path / "audio", 40)
+    make_tracks(tmp_path / "audio", 24)
     prefix = upload(s3, tmp_path / "audio", "outage")
     bucket, store = s3.bucket("outage"), "s3://outage/store"
     assert run_wealy("manifest", prefix, "--out", join(bucket, "m.parquet"), env=s3.env())[0] == 0
@@ -110,12 +110,12 @@ def test_outage_in_mid_run(s3_of_its_own: S3Server, tmp_path: Path) -> None:
     process = start_wealy("extract", patient, env=s3.env())
     assert wait_for(lambda: some_shards(4), process)
     s3.stop()
-    time.sleep(4)
+    time.sleep(2)
     s3.start()
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
     found = contents(store, s3.storage())
-    assert len(found) == 40
+    assert len(found) == 24
     assert {row[0] for row in found.values()} == {"ok"}  # an outage is nobody's fault
 
 

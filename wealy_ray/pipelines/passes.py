@@ -7,11 +7,12 @@ kills that process `suspect_attempts` times becomes a failed row. Lost nodes are
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -150,8 +151,9 @@ class PassRunner:
         clear_records(self.storage, self.context.root)
         dataset = build_dataset(todo, self.context, self.gpus)
         try:
-            for rows in _receipts(dataset):
-                self.on_receipt(rows)
+            with contextlib.closing(_receipts(dataset)) as receipts:
+                for rows in receipts:
+                    self.on_receipt(rows)
         except Exception as e:
             fault = find_fault(e)
             if fault is not None:
@@ -277,7 +279,7 @@ def _node_is_alive(node_id: str) -> bool:
     return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
 
 
-def _receipts(dataset: ray.data.Dataset) -> Iterator[pa.Table | None]:
+def _receipts(dataset: ray.data.Dataset) -> Generator[pa.Table | None]:
     """Receipts as they come, and None about once a second, so that the driver can tick meanwhile."""
     results: queue.Queue[pa.Table | BaseException | None] = queue.Queue()
 
@@ -290,18 +292,25 @@ def _receipts(dataset: ray.data.Dataset) -> Iterator[pa.Table | None]:
         else:
             results.put(None)
 
-    threading.Thread(target=consume, name="receipts", daemon=True).start()
-    while True:
-        try:
-            result = results.get(timeout=TICK_S)
-        except queue.Empty:
-            yield None
-            continue
-        if result is None:
-            return
-        if isinstance(result, BaseException):
-            raise result
-        yield result
+    thread = threading.Thread(target=consume, name="receipts", daemon=True)
+    thread.start()
+    try:
+        while True:
+            try:
+                result = results.get(timeout=TICK_S)
+            except queue.Empty:
+                yield None
+                continue
+            if result is None:
+                return
+            if isinstance(result, BaseException):
+                raise result
+            yield result
+    finally:
+        # when we stop early, the pipeline must stop as well (Ray has no public way to say so)
+        executor = getattr(dataset, "_current_executor", None)
+        if executor is not None and thread.is_alive():
+            executor.shutdown(force=True)
 
 
 def _first_line(error: BaseException) -> str:
