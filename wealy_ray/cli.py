@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -38,7 +39,7 @@ def _run(args: argparse.Namespace) -> int:
         args.verb(args)
     except WealyError as e:
         if args.traceback:
-            raise
+            traceback.print_exc()
         print(f"error: {e}", file=sys.stderr)
         return e.exit_code
     except KeyboardInterrupt:
@@ -46,7 +47,7 @@ def _run(args: argparse.Namespace) -> int:
         return 130
     except Exception as e:
         if args.traceback:
-            raise
+            traceback.print_exc()
         lines = str(e).strip().splitlines()
         print(
             # the last line: Ray puts a worker's whole traceback into the message

@@ -19,6 +19,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -49,6 +50,13 @@ class StorageSettings(Settings):
     """Region of the bucket; None: the environment's or the profile's."""
     retry_for_s: float = Field(default=300.0, ge=0)
     """How long a passing fault (network, 5xx) is retried with back-off before the run ends as resumable."""
+
+    @field_validator("s3_endpoint_url")
+    @classmethod
+    def _no_credentials(cls, url: str | None) -> str | None:
+        if url is not None and "@" in url:
+            raise ValueError("credentials do not belong into an address; use the environment or a profile")
+        return url
 
 
 class AudioSettings(Settings):
@@ -96,7 +104,7 @@ class EngineSettings(Settings):
     """How the Whisper engine runs; changes speed, not results beyond rounding."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto`: the GPU where torch sees one."""
+    """`auto`: the GPU where Ray gives the engine one."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """`auto`: float32 on a CPU, float16 on a GPU."""
     num_slots: PositiveInt = 16
@@ -245,5 +253,6 @@ def _first_fault(error: ValidationError) -> str:
     if fault["type"] == "missing":
         return f"the key '{key}' is missing"
     message = fault["msg"].removeprefix("Value error, ")
-    where = f"'{key}' is {fault['input']!r}: " if key and not isinstance(fault["input"], dict) else ""
+    shown = "" if "credentials" in message else f" is {fault['input']!r}"
+    where = f"'{key}'{shown}: " if key and not isinstance(fault["input"], dict) else ""
     return f"{where}{message[:1].lower()}{message[1:]}"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import pyarrow as pa
 
 from wealy_ray.errors import ManifestError
-from wealy_ray.storage import Storage, scheme_of
+from wealy_ray.storage import Storage
 
 AUDIO_SUFFIXES = (
     *(
@@ -37,14 +35,17 @@ def manifest_from_folder(storage: Storage, folder: str) -> pa.Table:
     Raises:
         ManifestError: There is no audio below the folder.
     """
-    if scheme_of(folder) == "file":
-        folder = os.path.abspath(folder.removeprefix("file://"))
-    base = folder.rstrip("/") + "/"
+    base = storage.canonical(folder).rstrip("/") + "/"
     rows = [
         {"track_id": info.uri.removeprefix(base), "audio_uri": info.uri, "etag": info.etag, "size": info.size}
         for info in storage.list(folder)
         if info.uri.lower().endswith(AUDIO_SUFFIXES)
     ]
+    for row in rows:
+        try:
+            str(row["audio_uri"]).encode()
+        except UnicodeEncodeError as e:
+            raise ManifestError(f"the file name {row['audio_uri']!r} is not UTF-8; rename the file") from e
     if not rows:
         raise ManifestError(f"no audio files below {folder} (looked for {' '.join(AUDIO_SUFFIXES)})")
     return pa.Table.from_pylist(rows)

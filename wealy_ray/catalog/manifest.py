@@ -107,7 +107,7 @@ def _check_uris(table: pa.Table, source: str) -> None:
         if not uri or not uri.strip():
             raise ManifestError(f"{source}: track '{track_id}' has an empty audio_uri")
         scheme = scheme_of(uri)
-        if scheme in seen and "@" not in uri:
+        if scheme in seen and not {"@", "?"} & set(uri):
             continue
         try:
             check_uri(uri)
@@ -157,8 +157,8 @@ def with_object_versions(storage: Storage, table: pa.Table) -> pa.Table:
     for folder in _folders(wanted):
         found.update({info.uri: info for info in storage.list(folder)})
     for i, uri in enumerate(uris):
-        info = found.get(uri)
-        if etags[i] is None and info is not None:
+        info = found.get(storage.canonical(uri)) if etags[i] is None else None
+        if info is not None:
             etags[i], sizes[i] = info.etag, info.size
     table = table.set_column(table.column_names.index("etag"), "etag", pa.array(etags, pa.string()))
     return table.set_column(table.column_names.index("size"), "size", pa.array(sizes, pa.int64()))

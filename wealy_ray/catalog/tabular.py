@@ -39,22 +39,24 @@ def manifest_from_rows(storage: Storage, source: str, columns: dict[str, str]) -
         raise ManifestError(f"{source} does not exist") from e
     except UnicodeDecodeError as e:
         raise ManifestError(f"{source} is not UTF-8 text") from e
-    rows = _csv_rows(text) if source.lower().endswith(".csv") else _json_rows(text, source)
+    rows = _csv_rows(text, source) if source.lower().endswith(".csv") else _json_rows(text, source)
     if not rows:
         raise ManifestError(f"{source} has no rows")
     table = _to_table(rows, source, columns)
     table = validate(table, source)
     folder = source.rsplit("/", 1)[0] if "/" in source else "."
     if scheme_of(folder) == "file":
-        folder = os.path.abspath(folder.removeprefix("file://"))
-    uris = [
-        uri
-        if scheme_of(uri) != "file" or os.path.isabs(uri) or uri.startswith("file:")
-        else join(folder, uri)
-        for uri in table["audio_uri"].to_pylist()
-    ]
+        folder = storage.canonical(folder)
+    uris = [_absolute(uri, folder) for uri in table["audio_uri"].to_pylist()]
     table = table.set_column(1, MANIFEST_SCHEMA.field("audio_uri"), pa.array(uris, pa.string()))
     return with_object_versions(storage, table)
+
+
+def _absolute(uri: str, folder: str) -> str:
+    if scheme_of(uri) != "file":
+        return uri
+    path = uri.removeprefix("file://")
+    return path if os.path.isabs(path) else join(folder, path)
 
 
 def _to_table(rows: list[dict[str, Any]], source: str, columns: dict[str, str]) -> pa.Table:
@@ -76,16 +78,18 @@ def _text(value: Any) -> str | None:
     return None if value is None or value == "" else str(value)
 
 
-def _csv_rows(text: str) -> list[dict[str, Any]]:
-    return [
-        {k: v for k, v in row.items() if k is not None}
-        for row in csv.DictReader(io.StringIO(text, newline=""))
-    ]
+def _csv_rows(text: str, source: str) -> list[dict[str, Any]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        return [{k: v for k, v in row.items() if k is not None} for row in reader]
+    except csv.Error as e:
+        raise ManifestError(f"{source}: line {reader.line_num} is not valid CSV: {e}") from e
 
 
 def _json_rows(text: str, source: str) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    # not splitlines: JSON strings may hold other line ends
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -11,6 +11,7 @@ Everything that must survive the driver lies in the store; running the same reci
 from __future__ import annotations
 
 import logging
+import os
 import time
 import uuid
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from wealy_ray.config import ExtractRecipe
 from wealy_ray.errors import (
     FencedError,
     ReconciliationError,
+    StorageError,
+    StoreError,
     TooManyFailuresError,
     TransientError,
     WealyError,
@@ -38,6 +41,7 @@ from wealy_ray.report.run_record import RunRecord, now
 from wealy_ray.report.status import value_counts
 from wealy_ray.report.tables import counts_in_words
 from wealy_ray.storage import ObjectForbiddenError, Storage, join, scheme_of
+from wealy_ray.storage.uri import S3_SCHEMES
 from wealy_ray.store import ExtractorSpec, Lease, read_latest, split_work
 
 log = logging.getLogger(__name__)
@@ -74,7 +78,7 @@ def prepare(recipe: ExtractRecipe) -> Prepared:
     storage = Storage(recipe.storage)
     manifest = read_manifest(storage, recipe.manifest)
     storage.check_folder(recipe.store)
-    _check_audio_buckets(storage, manifest)
+    _check_audio_places(storage, manifest)
     loaded = load_whisper(recipe.model, read_bytes=storage.read)
     if recipe.decode.language is not None:
         Vocabulary.of(loaded.model).check_language(recipe.decode.language)
@@ -87,10 +91,18 @@ def prepare(recipe: ExtractRecipe) -> Prepared:
     return Prepared(recipe, storage, manifest, spec)
 
 
-def _check_audio_buckets(storage: Storage, manifest: Manifest) -> None:
-    """A missing bucket or bad credentials stop the run; a bucket that may only be read, not listed, is fine."""
+def _check_audio_places(storage: Storage, manifest: Manifest) -> None:
+    """A missing bucket, bad credentials or a disk that is not mounted stop the run.
+
+    A bucket that may only be read, not listed, is fine.
+    """
     uris = manifest.table["audio_uri"].to_pylist()
-    for bucket in sorted({"/".join(uri.split("/", 3)[:3]) for uri in uris if scheme_of(uri) == "s3"}):
+    folders = {os.path.dirname(storage.canonical(uri)) for uri in uris if scheme_of(uri) == "file"}
+    if folders and not any(map(os.path.isdir, folders)):
+        raise StorageError(
+            f"none of the audio's folders exists, for example {min(folders)}; is the disk mounted?"
+        )
+    for bucket in sorted({"/".join(uri.split("/", 3)[:3]) for uri in uris if scheme_of(uri) in S3_SCHEMES}):
         try:
             next(storage.list(join(bucket, ".wealy-no-such-prefix")), None)
         except ObjectForbiddenError:
@@ -109,28 +121,34 @@ def run_extract(recipe: ExtractRecipe, *, retry_failed: bool = False) -> Extract
     """
     began_s = time.monotonic()
     job = prepare(recipe)
-    cluster = None
-    if job.ledger(retry_failed).todo().num_rows:
-        cluster = connect()
-        check_resources(recipe.resources, cluster)
+    ledger = job.ledger(retry_failed)
+    if retry_failed and ledger.index is None:
+        raise StoreError(
+            f"nothing was extracted to {recipe.store} with these settings; `wealy status` shows what was"
+        )
+    cluster = _cluster_for(recipe) if ledger.todo().num_rows else None
     # nothing was written up to here
     job.spec.ensure(job.storage, recipe.store)
     run_id = f"{now().replace(':', '')}-{uuid.uuid4().hex[:6]}"
-    # the last words of a run that ends because storage is gone must not wait for storage
-    hasty = Storage(recipe.storage.model_copy(update={"retry_for_s": min(recipe.storage.retry_for_s, 5.0)}))
-    lease = Lease(hasty, job.root, run_id, recipe.lease_s)
+    lease = Lease(job.storage, job.root, run_id, recipe.lease_s)
     lease.acquire(log.warning)
     try:
-        return _Run(job, run_id, job.ledger(retry_failed), hasty).execute(cluster, began_s)
+        return _Run(job, run_id, job.ledger(retry_failed)).execute(cluster, began_s)
     finally:
         lease.release()
+
+
+def _cluster_for(recipe: ExtractRecipe) -> Cluster:
+    cluster = connect()
+    check_resources(recipe.resources, cluster)
+    return cluster
 
 
 class _Run:
     """One driver at work on one store."""
 
-    def __init__(self, job: Prepared, run_id: str, ledger: Ledger, hasty: Storage) -> None:
-        self.job, self.run_id, self.ledger, self.hasty = job, run_id, ledger, hasty
+    def __init__(self, job: Prepared, run_id: str, ledger: Ledger) -> None:
+        self.job, self.run_id, self.ledger = job, run_id, ledger
         self.recipe, self.root = job.recipe, job.root
         self.summary = ExtractSummary(job.root, len(job.manifest), done_before=ledger.done_before)
 
@@ -139,9 +157,10 @@ class _Run:
         try:
             if self.ledger.todo().num_rows:
                 self.ledger.claim(self.run_id)
-                record = self._record()
+                cluster = cluster or _cluster_for(self.recipe)
+                record = self._record(cluster)
                 record.write()
-                self._work(cluster or connect())
+                self._work(cluster)
             self._reconcile()
         except BaseException as e:
             self._end(record, e, began_s)
@@ -222,12 +241,13 @@ class _Run:
                 f"{self.recipe.store}`, then `wealy retry-failed`"
             )
 
-    def _record(self) -> RunRecord:
+    def _record(self, cluster: Cluster) -> RunRecord:
         return RunRecord(
-            self.hasty,
+            self.job.storage,
             join(self.root, "runs", self.run_id, "run.json"),
             job="retry-failed" if self.ledger.retry_failed else "extract",
             run_id=self.run_id,
+            cluster=vars(cluster),
             recipe=self.recipe.model_dump(mode="json"),
             extractor_id=self.job.spec.extractor_id,
             manifest_digest=self.job.manifest.digest,
@@ -250,6 +270,8 @@ class _Run:
             }
         numbers = {k: v for k, v in vars(summary).items() if k != "root"}
         try:
+            # the last words of a run that ends because storage is gone must not wait for storage
+            record.storage = self.job.storage.impatient()
             record.write(ended_at=now(), **outcome, **numbers)
         except WealyError as e:
             log.warning("the run record could not be written: %s", e)

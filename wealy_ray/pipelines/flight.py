@@ -69,7 +69,7 @@ class Suspects:
         self.storage, self.uri = storage, join(root, "suspects.json")
         try:
             self.kills: dict[str, int] = json.loads(storage.read(self.uri))
-        except ObjectMissingError:
+        except (ObjectMissingError, ValueError):  # none, or damaged: then counting starts anew
             self.kills = {}
 
     def add(self, track_ids: Iterable[str]) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 import warnings
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from wealy_ray.errors import TransientError
+from wealy_ray.errors import ClusterError, ReconciliationError, TransientError
 from wealy_ray.pipelines.flight import Suspects, clear_records, flying
 from wealy_ray.pipelines.session import Cluster, engine_gpus, find_cause, find_fault
 from wealy_ray.pipelines.stages import EngineStage, SoloExtractor, StageContext, decode_tracks, write_tracks
@@ -35,6 +36,10 @@ FRUITLESS_PASSES = 3
 """Passes in a row that end in a lost engine or node, finish no track and find no suspect, before we stop."""
 LOST_NODES = 10
 """Nodes that may be lost under tracks that run alone, before we stop."""
+CRASHES_IN_A_ROW = 5
+"""Tracks in a row that kill their engines alone, before we doubt the machines."""
+NODE_DEATH_S = 30.0
+"""Time in which Ray notices that a node is gone."""
 TICK_S = 1.0
 BLOCKS_PER_ENGINE = 2
 """Blocks that an engine works on at the same time: the second one fills the slots that the first one leaves."""
@@ -129,8 +134,11 @@ class PassRunner:
                 self._run_alone(todo.filter(suspected))
                 continue
             lost = self._run_together(todo)
-            if lost is None:
-                continue
+            if lost is None and todo.num_rows == left_before:
+                raise ReconciliationError(
+                    f"{todo.num_rows} tracks came out of the pipeline without a row, the first is "
+                    f"'{todo['track_id'][0].as_py()}'; run the same command again"
+                )
             fruitless = fruitless + 1 if todo.num_rows == left_before else 0
             left_before = todo.num_rows
             if fruitless >= FRUITLESS_PASSES and not self.suspects.kills:
@@ -162,11 +170,8 @@ class PassRunner:
             if died is not None:
                 self._suspect(died, set(todo["track_id"].to_pylist()))
                 return _first_line(died)
-            lost: BaseException | None = find_cause(e, ray.exceptions.RaySystemError) or find_cause(
-                e, ray.exceptions.WorkerCrashedError
-            )
-            lost = lost or find_cause(e, ray.exceptions.ObjectLostError)
-            if lost is not None:
+            lost = find_cause(e, ray.exceptions.RayError)
+            if lost is not None:  # not a fault of any stage: a node, a worker, an object is gone
                 log.warning("a worker or node was lost (%s); starting another pass", _first_line(lost))
                 return _first_line(lost)
             raise
@@ -183,7 +188,7 @@ class PassRunner:
     def _run_alone(self, todo: pa.Table) -> None:
         """Each track in a process that nobody else uses at the time."""
         solo: _Solo | None = None
-        lost = 0
+        lost = crashed_in_a_row = 0
         for i in range(todo.num_rows):
             work, rows = todo.slice(i, 1), None
             track_id = work["track_id"][0].as_py()
@@ -192,7 +197,7 @@ class PassRunner:
                     solo = solo or self._start_solo()
                     rows = self._wait(solo.engine.extract.remote(work))
                 except _engine_died() as e:
-                    if solo is not None and not e.preempted and _node_is_alive(solo.node_id):
+                    if solo is not None and not _is_lost(e) and self._node_stays(solo.node_id):
                         kills = self.suspects.killed_alone(track_id)
                         log.warning("track '%s' killed its engine, alone, %d times now", track_id, kills)
                         rows = self._give_up(work)
@@ -207,6 +212,28 @@ class PassRunner:
                             ) from e
                     solo = None
             self.on_receipt(rows)
+            crashed_in_a_row = (
+                crashed_in_a_row + 1 if rows["error_type"][0].as_py() == "engine_crashed" else 0
+            )
+            if crashed_in_a_row >= CRASHES_IN_A_ROW:
+                raise ClusterError(
+                    f"{crashed_in_a_row} tracks in a row killed their engines, alone: rather a fault of the machines "
+                    "than of the tracks; mend it, then run `wealy retry-failed`"
+                )
+
+    def _node_stays(self, node_id: str) -> bool:
+        """Whether a node is still there after the time in which Ray notices that one is gone."""
+        import ray
+
+        if node_id == ray.get_runtime_context().get_node_id():
+            return True  # we are still here ourselves
+        end_s = time.monotonic() + NODE_DEATH_S
+        while _node_is_alive(node_id):
+            if time.monotonic() > end_s:
+                return True
+            self.on_receipt(None)
+            time.sleep(TICK_S)
+        return False
 
     def _start_solo(self) -> _Solo:
         import ray
@@ -234,7 +261,9 @@ class PassRunner:
             return ray.get(result)
         except ray.exceptions.RayTaskError as e:
             fault = find_fault(e)
-            raise fault or e from e
+            if fault is None:
+                raise
+            raise fault from e
 
     def _give_up(self, work: pa.Table) -> pa.Table | None:
         """The receipt of a failed row once the track has killed its engine too often; None before."""
@@ -271,6 +300,13 @@ def _engine_died() -> Any:
     import ray.exceptions
 
     return ray.exceptions.RayActorError
+
+
+def _is_lost(died: Any) -> bool:
+    """Whether a node or the way to it is gone, rather than the process."""
+    import ray.exceptions
+
+    return bool(died.preempted) or isinstance(died, ray.exceptions.ActorUnavailableError)
 
 
 def _node_is_alive(node_id: str) -> bool:

@@ -122,7 +122,11 @@ def check_resources(resources: ExtractResources, cluster: Cluster) -> None:
 
 def find_cause(error: BaseException, kind: type[E]) -> E | None:
     """The first exception of class `kind` behind `error`, through Ray's wrappers."""
-    return next((e for e in _causes(error) if isinstance(e, kind)), None)
+    # Ray's wrapper is made an instance of what it wraps, but speaks in tracebacks
+    found = (
+        e for e in _causes(error) if isinstance(e, kind) and not type(e).__name__.startswith("RayTaskError")
+    )
+    return next(found, None)
 
 
 def find_fault(error: BaseException) -> WealyError | None:
@@ -135,6 +139,7 @@ def find_fault(error: BaseException) -> WealyError | None:
     if fault is not None:
         return fault
     faults = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type)}
+    faults |= {"ObjectForbiddenError": errors.StorageError, "ObjectMissingError": errors.StorageError}
     said = re.findall(r"^wealy_ray\.[\w.]*?(\w+): (.+)$", str(error), re.MULTILINE)
     for name, sentence in reversed(said):
         kind = faults.get(name)

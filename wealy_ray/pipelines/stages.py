@@ -7,7 +7,10 @@ raises. Rows travel as Arrow tables: `WORK_SCHEMA` -> `PCM_SCHEMA` -> the store'
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
+import os
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +20,7 @@ import pyarrow as pa
 
 from wealy_ray.audio import ByteSource, BytesSource, Decoded, IsolatedDecoder, plan_windows
 from wealy_ray.config import WINDOW_S, AudioSettings, ExtractRecipe
-from wealy_ray.errors import ModelError, TrackError, WealyError
+from wealy_ray.errors import ClusterError, ModelError, TrackError, TransientError, WealyError
 from wealy_ray.pipelines.flight import FlightRecorder
 from wealy_ray.storage import ObjectForbiddenError, ObjectInfo, ObjectMissingError, Storage
 from wealy_ray.store import TrackStates, WindowInfo, write_shard
@@ -130,6 +133,10 @@ def _fetch_and_decode(
         if info.size <= WHOLE_FETCH_BYTES:
             source = BytesSource(storage.read(uri))
         return info, decoder.decode(source)
+    except OSError as e:  # fewer bytes than the object had a moment ago
+        raise TransientError(f"{uri} changed while it was read ({e}); run the same command again") from e
+    except RuntimeError as e:  # the decoder's process cannot be started
+        raise TransientError(f"the decoder cannot be started on {platform.node()}: {e}") from e
     except ObjectMissingError as e:
         raise TrackError("missing_object", str(e)) from e
     except ObjectForbiddenError as e:
@@ -185,7 +192,13 @@ class EngineStage:
                 max_tokens=decode.max_tokens,
             ),
         )
-        self.engine.start()
+        try:
+            self.engine.start().wait_until_ready()
+        except RuntimeError as e:
+            raise ClusterError(
+                f"the engine cannot start on {platform.node()} ({e.__cause__}); lower engine.num_slots or "
+                "engine.encoder_batch, or give it a larger device"
+            ) from e
         self.numerics = f"{device} {self.engine.dtype} slots={engine.num_slots} torch={torch.__version__}"
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
@@ -211,7 +224,15 @@ class EngineStage:
         samples = np.frombuffer(row["samples"][0].as_buffer(), np.float32)
         windows = plan_windows(len(samples), self.context.recipe.windows.hop_s)
         mels = await asyncio.to_thread(log_mel_windows, samples, windows, n_mels=self.n_mels)
-        results = await decode_track(self.engine, mels)
+        try:
+            results = await decode_track(self.engine, mels)
+        except Exception:
+            if self.engine.has_failed:
+                # the device may be beyond use (out of memory, a fault): end like any dead engine, so that Ray
+                # starts another one, and so that the flight record names a track that does this again
+                logging.getLogger(__name__).exception("the engine failed; ending its process")
+                os._exit(1)
+            raise
         starts_s = [window.start / SAMPLE_RATE_HZ for window in windows]
         return _ok_track(fields, len(samples) / SAMPLE_RATE_HZ, starts_s, results)
 

@@ -53,11 +53,7 @@ def extract_table(s: ExtractSummary) -> str:
     return two_columns(
         f"extraction finished: {s.root}",
         [
-            (
-                "tracks",
-                f"{s.tracks} = {s.ok} ok + {s.failed} failed{rest}"
-                + (f" + {left} not extracted yet" if left else ""),
-            ),
+            ("tracks", f"{s.tracks} = {s.ok} ok + {s.failed} failed{rest}"),
             ("failures", counts_in_words(s.failures)),
             ("states", f"{s.states:,} of {s.audio_s / 60:.1f} min of audio"),
             ("languages", counts_in_words(s.languages)),

@@ -69,13 +69,18 @@ class Storage:
 
         return self._call(uri, call)
 
-    def exists(self, uri: str) -> bool:
-        """Whether the object exists (a missing bucket is an error, not an absence)."""
-        try:
-            self.info(uri)
-        except ObjectMissingError:
-            return False
-        return True
+    def canonical(self, uri: str) -> str:
+        """The URI as `list` spells it: local paths without a scheme, others with the scheme's usual name."""
+
+        def call(fs: Any, path: str) -> str:
+            return path if _is_local(fs) else fs.unstrip_protocol(path)
+
+        return self._call(uri, call)
+
+    def impatient(self, retry_for_s: float = 5.0) -> Storage:
+        """The same storage for last words and courtesies: a passing fault is not waited for."""
+        patience_s = min(self.settings.retry_for_s, retry_for_s)
+        return type(self)(self.settings.model_copy(update={"retry_for_s": patience_s}))
 
     def read(self, uri: str) -> bytes:
         """The whole object."""

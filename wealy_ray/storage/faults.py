@@ -59,7 +59,7 @@ class ObjectForbiddenError(StorageError):
     """One object may not be read (the credentials are otherwise good)."""
 
 
-def classify(uri: str, error: Exception) -> StorageError | None:
+def classify(uri: str, error: Exception) -> StorageError | None:  # noqa: PLR0911 (a list of cases)
     """The fault of one object or of the run that `error` stands for; None for anything else."""
     code = code_of(error)
     no_credentials = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}
@@ -68,7 +68,16 @@ def classify(uri: str, error: Exception) -> StorageError | None:
             f"the credentials are not accepted for {uri} ({code or reason_of(error)}); check AWS_ACCESS_KEY_ID, "
             "AWS_SECRET_ACCESS_KEY and the profile"
         )
-    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+    status = _http_status(error)
+    if isinstance(error, FileNotFoundError) and (
+        status == 429 or status >= 500 or _is_network(error.__cause__)
+    ):
+        return None  # fsspec says "not found" of a web server that does not answer
+    if status in (401, 403):
+        return ObjectForbiddenError(f"no permission for {uri}")
+    if isinstance(error, IsADirectoryError):
+        return ObjectMissingError(f"{uri} is a folder, not a file")
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
         if code == "NoSuchBucket":
             bucket = uri.split("/")[2]
             return StorageError(
@@ -89,6 +98,11 @@ def is_transient(error: Exception) -> bool:
     if response:  # a server has answered: what it says counts, not the errno that s3fs makes of it
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         return code_of(error) in TRANSIENT_CODES or status == 429 or status >= 500
+    status = _http_status(error)
+    return status == 429 or status >= 500 or _is_network(error)
+
+
+def _is_network(error: BaseException | None) -> bool:
     for e in _causes(error):
         if isinstance(e, ConnectionError | TimeoutError):
             return True
@@ -97,6 +111,12 @@ def is_transient(error: Exception) -> bool:
         if {c.__name__ for c in type(e).__mro__} & NETWORK_ERRORS:
             return True
     return False
+
+
+def _http_status(error: BaseException) -> int:
+    """Status of a web server's answer (aiohttp), 0 when there is none."""
+    statuses = (getattr(e, "status", None) for e in _causes(error))
+    return next((status for status in statuses if isinstance(status, int)), 0)
 
 
 def code_of(error: BaseException) -> str:

@@ -40,6 +40,13 @@ def check_uri(uri: str) -> None:
             f"a {scheme}:// URI carries credentials; remove them and set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or a profile, instead"
         )
+    if scheme != "file" and re.search(
+        r"[?&](X-Amz-Signature|X-Amz-Security-Token|Signature|sig|token)=", uri, re.I
+    ):
+        raise ConfigError(
+            f"a {scheme}:// URI carries a signature or token, which would end in files and logs; name the object "
+            "without it, and give access through the environment"
+        )
     if scheme not in fsspec.available_protocols():
         raise ConfigError(
             f"unknown URI scheme '{scheme}' in {uri}; use a path, s3:// or another fsspec scheme"

@@ -37,7 +37,7 @@ class Lease:
         lease_s: Seconds without a renewal after which others may take over.
     """
 
-    def __init__(self, storage: Storage, root: str, run_id: str, lease_s: float = 120.0) -> None:
+    def __init__(self, storage: Storage, root: str, run_id: str, lease_s: float) -> None:
         self._storage, self._uri = storage, join(root, "lease.json")
         self._run_id, self._lease_s = run_id, lease_s
         self._stop = threading.Event()
@@ -74,6 +74,7 @@ class Lease:
             if seen != content:
                 content, since = seen, time.monotonic()
         self._write()
+        self._storage = self._storage.impatient()  # from here on it is a courtesy that nobody waits for
         self._stop.clear()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()

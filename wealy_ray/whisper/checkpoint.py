@@ -20,6 +20,7 @@ import whisper
 from whisper.model import ModelDimensions, Whisper
 
 from wealy_ray.errors import ModelError
+from wealy_ray.storage import ObjectMissingError
 from wealy_ray.whisper.ct2 import CT2FormatError, read_tensors, to_checkpoint
 
 RANDOM_TINY = "random-tiny"
@@ -137,7 +138,7 @@ def _read_uri(source: str, read_bytes: Callable[[str], bytes] | None) -> bytes:
         raise ModelError(f"{source}: URIs cannot be read here; give the path of a local file")
     try:
         return read_bytes(source)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ObjectMissingError) as error:
         raise ModelError(f"{source}: there is no such object; check the URI") from error
 
 

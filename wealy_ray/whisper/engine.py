@@ -103,6 +103,7 @@ class Engine:
         self._changed = threading.Condition()
         self._stopping: BaseException | None = None
         self._thread: threading.Thread | None = None
+        self._ready = threading.Event()
         self._stats = EngineStats()
         self._num_threads = torch.get_num_threads()
 
@@ -117,6 +118,21 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="whisper-engine", daemon=True)
         self._thread.start()
         return self
+
+    def wait_until_ready(self) -> None:
+        """Block until weights are prepared and caches allocated.
+
+        Raises:
+            RuntimeError: When that failed; the failure is its `__cause__`.
+        """
+        self._ready.wait()
+        if self._stopping is not None:
+            raise RuntimeError(f"the engine cannot start: {self._stopping}") from self._stopping
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether its thread has ended with an error: it will never decode again."""
+        return self._stopping is not None
 
     def close(self) -> None:
         """Stop after the current step; windows that are not finished fail with a RuntimeError."""
@@ -197,6 +213,7 @@ class Engine:
             self._stop(error)
         finally:
             self._fail_unfinished()
+            self._ready.set()
 
     def _serve(self) -> None:
         longest = self.vocabulary.start_sequence(
@@ -213,6 +230,7 @@ class Engine:
         )
         batch = self.options.encoder_batch or (1 if self.device.type == "cpu" else 16)
         encoder = BatchEncoder(self._model, batch, device=self.device, dtype=self.dtype)
+        self._ready.set()
         while self._wait_for_work():
             self._fill_slots(encoder, decoder)
             if any(self._slots):
