@@ -99,6 +99,38 @@ def test_damaged_shard_is_not_adopted_and_its_tracks_are_done_again(finished: Pa
     assert contents(store) == expected
 
 
+def test_retry_failed_of_a_store_that_is_not_there(finished: Path, tmp_path: Path) -> None:
+    code, output = run_wealy("retry-failed", finished / "recipe.yaml", f"store={tmp_path / 'other'}")
+    assert code == 6, output
+    assert "nothing was extracted to" in error_of(output)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_disk_that_is_not_mounted_stops_the_run(finished: Path, tmp_path: Path) -> None:
+    make_tracks(tmp_path / "mounted", 2)
+    manifest = make_manifest(tmp_path / "mounted", tmp_path / "m.parquet")
+    (tmp_path / "mounted").rename(tmp_path / "unmounted")
+    recipe = finished / "recipe.yaml"
+    code, output = run_wealy("extract", recipe, f"manifest={manifest}", f"store={tmp_path / 'store'}")
+    assert code == 4, output
+    assert "is the disk mounted?" in error_of(output)
+    assert not (tmp_path / "store").exists()
+
+
+def test_credentials_in_an_address_are_refused_and_not_repeated(finished: Path) -> None:
+    override = "storage.s3_endpoint_url=https://user:hidden@host"
+    code, output = run_wealy("extract", finished / "recipe.yaml", override)
+    assert code == 2, output
+    assert "credentials do not belong into an address" in error_of(output)
+    assert "hidden" not in output
+
+
+def test_traceback_on_demand_keeps_the_exit_code(tmp_path: Path) -> None:
+    code, output = run_wealy("--traceback", "status", tmp_path)
+    assert code == 6
+    assert "Traceback" in output
+
+
 def test_status_of_nothing(tmp_path: Path) -> None:
     code, output = run_wealy("status", tmp_path)
     assert code == 6

@@ -9,19 +9,20 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.s3_server import LIMITED_BUCKET, S3Server
-from wealy_ray import storage as module
 from wealy_ray.config import StorageSettings
 from wealy_ray.errors import ConfigError, StorageError, TransientError
 from wealy_ray.storage import (
     ObjectForbiddenError,
     ObjectMissingError,
     Storage,
+    access,
     check_uri,
     join,
     scheme_of,
@@ -83,10 +84,9 @@ def test_missing_objects_and_folders(place: Place) -> None:
             lambda uri=uri: storage.read_range(uri, 0, 5),
         ]
         for call in calls:
-            with pytest.raises(ObjectMissingError, match="does not exist") as caught:
+            with pytest.raises(ObjectMissingError, match=r"does not exist|is a folder") as caught:
                 call()
             assert uri in str(caught.value)
-        assert not storage.exists(uri)
     assert storage.exists(join(base, "folder/x"))
 
 
@@ -288,7 +288,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     for write in (Storage().write, Storage().write_if_absent):
         with pytest.raises(StorageError, match="No space left on device"):
             write(str(tmp_path / "x"), b"data")
@@ -299,7 +299,7 @@ def test_disks_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def refuse(*_: str) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr(module.os, "link", refuse)
+    monkeypatch.setattr(os, "link", refuse)
     storage, uri = Storage(), str(tmp_path / "x")
     assert storage.write_if_absent(uri, b"first")
     assert not storage.write_if_absent(uri, b"second")
@@ -342,7 +342,7 @@ def test_forbidden_files_and_folders(tmp_path: Path) -> None:
 
 def test_a_passing_fault_of_the_disk_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x").write_bytes(b"x")
-    monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(access, "FIRST_PAUSE_S", 0.01)
     storage, faults = Storage(), [errno.EIO, errno.ESTALE]
     fs, _ = storage._open(str(tmp_path))
     read = fs.cat_file
@@ -516,3 +516,57 @@ class _FailingServer:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+def test_a_web_server_that_does_not_answer_is_not_a_missing_object() -> None:
+    storage = Storage(StorageSettings(retry_for_s=0))
+    with pytest.raises(TransientError, match="storage did not answer"):
+        storage.info("http://127.0.0.1:9/song.mp3")
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (404, ObjectMissingError),
+        (410, ObjectMissingError),
+        (403, ObjectForbiddenError),
+        (503, TransientError),
+    ],
+)
+def test_answers_of_a_web_server(status: int, kind: type[Exception]) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_port}/song.mp3"
+        with pytest.raises(kind) as raised:
+            Storage(StorageSettings(retry_for_s=0)).info(uri)
+        assert type(raised.value) is kind
+        server.shutdown()
+
+
+@pytest.mark.parametrize("query", ["X-Amz-Signature=abc", "sig=abc", "a=1&token=abc"])
+def test_signed_addresses_are_refused_and_not_repeated(query: str) -> None:
+    with pytest.raises(ConfigError, match="carries a signature or token") as raised:
+        check_uri(f"https://host/song.mp3?{query}")
+    assert "abc" not in str(raised.value)
+
+
+def test_canonical_is_how_list_spells_it(tmp_path: Path) -> None:
+    storage = Storage()
+    storage.write(f"file://{tmp_path}/a/x", b"1")
+    for folder in (str(tmp_path / "a"), f"file://{tmp_path}/a"):
+        (found,) = storage.list(folder)
+        assert found.uri == f"{storage.canonical(folder)}/x"
+    storage.write("memory://canon/x", b"1")
+    (found,) = storage.list("memory://canon")
+    assert found.uri == f"{storage.canonical('memory://canon')}/x"

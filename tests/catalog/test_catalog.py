@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -135,3 +136,33 @@ def test_what_is_no_manifest(tmp_path: Path) -> None:
     )
     with pytest.raises(ManifestError, match="column 'size' is string, not int64"):
         read_manifest(Storage(), str(tmp_path / "t.parquet"))
+
+
+def test_folder_ids_do_not_depend_on_how_the_folder_is_spelt(tmp_path: Path) -> None:
+    (tmp_path / "one.mp3").write_bytes(b"1")
+    tables = [
+        manifest_from_folder(Storage(), uri) for uri in (str(tmp_path), f"{tmp_path}/", f"file://{tmp_path}")
+    ]
+    assert {t["track_id"][0].as_py() for t in tables} == {"one.mp3"}
+    Storage().write("memory://spelt/one.mp3", b"1")
+    assert manifest_from_folder(Storage(), "memory://spelt")["track_id"].to_pylist() == ["one.mp3"]
+
+
+def test_file_uris_get_their_version_too(tmp_path: Path) -> None:
+    (tmp_path / "x.wav").write_bytes(b"abc")
+    (tmp_path / "list.csv").write_text(f"track_id,audio_uri\n1,file://{tmp_path}/x.wav\n")
+    table = manifest_from_rows(Storage(), str(tmp_path / "list.csv"), {})
+    assert table["audio_uri"].to_pylist() == [f"{tmp_path}/x.wav"]
+    assert table["size"].to_pylist() == [3]
+
+
+def test_json_strings_may_hold_other_line_ends(tmp_path: Path) -> None:
+    row = {"track_id": "1", "audio_uri": "/x.wav", "title": "a\u2028b"}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n")
+    assert manifest_from_rows(Storage(), str(tmp_path / "m.jsonl"), {})["title"].to_pylist() == ["a\u2028b"]
+
+
+def test_a_file_name_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.mp3")).write_bytes(b"1")
+    with pytest.raises(ManifestError, match=r"caf\\udce9.mp3.* is not UTF-8; rename the file"):
+        manifest_from_folder(Storage(), str(tmp_path))

@@ -107,10 +107,10 @@ def test_a_renewal_that_fails_is_only_logged(root: str, caplog: pytest.LogCaptur
     lease = Lease(storage, root, "mine", LEASE_S)
     lease.acquire()
     with held(lease):
-        storage.fails = True
+        Flaky.fails = True
         time.sleep(LEASE_S / 2)
         assert "could not be renewed" in caplog.text
-        storage.fails = False
+        Flaky.fails = False
         before = storage.read(f"{root}/lease.json")
         time.sleep(LEASE_S / 2)
         assert storage.read(f"{root}/lease.json") != before

@@ -69,6 +69,14 @@ class Storage:
 
         return self._call(uri, call)
 
+    def exists(self, uri: str) -> bool:
+        """Whether the object exists (a missing bucket is an error, not an absence)."""
+        try:
+            self.info(uri)
+        except ObjectMissingError:
+            return False
+        return True
+
     def canonical(self, uri: str) -> str:
         """The URI as `list` spells it: local paths without a scheme, others with the scheme's usual name."""
 
