@@ -160,3 +160,22 @@ def test_bfloat16_runs(tiny: Whisper) -> None:
         result = engine.submit(noise(1)[0]).result(timeout=60)
     assert result.states.dtype == np.float32
     assert np.isfinite(result.states).all()
+
+
+def test_ready_means_that_caches_are_allocated(tiny: Whisper) -> None:
+    engine = Engine(tiny, CPU, SHORT).start()
+    engine.wait_until_ready()
+    assert not engine.has_failed
+    engine.close()
+
+
+def test_an_engine_that_cannot_start_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise MemoryError("no room for the caches")
+
+    engine = Engine(tiny_model(), CPU, SHORT)
+    monkeypatch.setattr(torch, "zeros", no_memory)  # the caches are made with it, in the engine's thread
+    with pytest.raises(RuntimeError, match="the engine cannot start: no room for the caches"):
+        engine.start().wait_until_ready()
+    assert engine.has_failed
+    engine.close()
