@@ -173,8 +173,8 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
             progress_every_s=10,
         )
         watched = pipeline(settings, folder)
-    samples = [s for s in watched["memory"] if s["at_s"] > watched["startup_s"] + 5]
-    third = len(samples) // 3
+    samples = [s for s in watched["memory"] if s["at_s"] > watched["startup_s"]]
+    third = max(1, len(samples) // 3)
     by_stage = {
         stage: {
             "first_third_mib": statistics.median(s[stage] for s in samples[:third]),
