@@ -55,6 +55,8 @@ def head(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
                 *(f"{binaries}/python", "-m", "ray.scripts.scripts", "start", "--head", "--block"),
                 *(f"--port={gcs}", f"--dashboard-port={dashboard}", "--num-cpus=8"),
                 *(f"--temp-dir={temp}/ray", "--disable-usage-stats"),
+                # the default ports may belong to another Ray on this machine
+                *(f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"),
             ],
             env=environment(**s3.env(), PATH=f"{binaries}:{os.environ['PATH']}"),
             cwd=tmp_path_factory.mktemp("head"),
