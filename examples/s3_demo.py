@@ -27,16 +27,17 @@ def main() -> None:
     """Starts the server, fills the bucket, runs the lines, and ends with the first exit code that is not 0."""
     server = S3Server().start()
     try:
+        os.environ.update(server.env())  # credentials are found where they usually are
         storage = server.storage()
         bucket = server.bucket("my-bucket")
         for song in sorted((ROOT / "examples/songs/audio").iterdir())[:NUM_SONGS]:
             storage.write(f"{bucket}/audio/{song.name}", song.read_bytes())
         for line in readme_lines():
             print(f"\n$ {line}", flush=True)
-            subprocess.run(line, shell=True, check=True, cwd=ROOT, env={**os.environ, **server.env()})
+            subprocess.run(line, shell=True, check=True, cwd=ROOT)
         print(f"\n$ .venv/bin/wealy status {bucket}/states", flush=True)
         command = [".venv/bin/wealy", "status", f"{bucket}/states"]
-        subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, **server.env()})
+        subprocess.run(command, check=True, cwd=ROOT)
     except subprocess.CalledProcessError as e:
         sys.exit(e.returncode)
     finally:
