@@ -1,6 +1,6 @@
 """The engine against stock openai-whisper on real weights and real windows: the proof of the numbers.
 
-Windows are cut at 60 sampled tokens here (both sides), a few run to the end.
+Windows are cut at 40 sampled tokens here (both sides), a few run to the end.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from whisper.model import Whisper
 from tests.whisper.support import SONGS, Reference, decode_all, first_window, relative_l2, stock
 from wealy_ray.whisper import DecodeOptions, Engine, EngineOptions, Kind, WindowResult
 
-CUT = 60
+CUT = 40
 STATE_TOLERANCE = 2e-5
 SCORE_TOLERANCE = 5e-5
 
