@@ -177,7 +177,9 @@ def test_chatter_on_stdout_and_stderr_is_harmless(decoder, wav):
 
 
 def test_markers_do_nothing_outside_the_child(wav):
-    decode(BytesSource(chaos.poison(wav, chaos.CRASH)), max_duration_s=300.0)
+    poisoned = decode(BytesSource(chaos.poison(wav, chaos.CRASH)), max_duration_s=300.0)
+    clean = decode(BytesSource(wav), max_duration_s=300.0)
+    np.testing.assert_array_equal(poisoned.samples, clean.samples)
 
 
 def test_misbehaviour_leaks_no_descriptors_and_no_zombies(decoder, wav):
