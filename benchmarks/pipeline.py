@@ -1,12 +1,14 @@
-"""The whole pipeline against the bare engine on the same audio, and the memory of a long run.
+"""The whole pipeline against the bare engine on the same audio, and against others; the memory of a long run.
 
-    python benchmarks/pipeline.py --out runs/bench/pipeline.json            # both parts
+    python benchmarks/pipeline.py --out runs/bench/pipeline.json            # speed and memory
     python benchmarks/pipeline.py --part memory --tracks 2000
+    python benchmarks/pipeline.py --part peers --slots 16                   # needs the extra `bench`
 
 Part `speed`: real weights; the pipeline's clock runs from the moment the first block reaches the engine to the last
 shard, so that start-up (Ray, loading weights) is told apart. Rounds alternate bare engine and pipeline.
 Part `memory`: the tiny random-weight model, many short tracks; private memory (USS) of every process of the job,
 sampled each second and summed by stage.
+Part `peers`: see `pipeline_peers`.
 """
 
 from __future__ import annotations
@@ -16,33 +18,21 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
-import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.pipelines.support import environment, make_manifest, make_tracks, recipe_settings
+from benchmarks.parts.extract_run import ROOT, STAGES, link_songs, run_extract, sample_songs
+from benchmarks.parts.pipeline_peers import peers
+from tests.pipelines.support import make_manifest, make_tracks, recipe_settings
 from wealy_ray.audio import BytesSource, decode, plan_windows
 from wealy_ray.audio.mel import log_mel_windows
 from wealy_ray.whisper import DecodeOptions, Engine, EngineOptions, assemble_base, decode_tracks, load_whisper
-
-ROOT = Path(__file__).parents[1]
-STAGES = {
-    "engine": "EngineStage",
-    "decode": "decode_tracks",
-    "decoder child": "wealy_ray.audio.child",
-    "writer": "write_tracks",
-    "raylet": "raylet/raylet",
-    "driver": "wealy_ray extract",
-}
 
 
 def bare_engine(weights: Path, songs: list[Path], args: argparse.Namespace) -> float:
@@ -61,70 +51,15 @@ def bare_engine(weights: Path, songs: list[Path], args: argparse.Namespace) -> f
         return time.perf_counter() - began_s
 
 
-def pipeline(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Runs `wealy extract` and watches it: seconds by phase, memory by stage."""
-    recipe = folder / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(settings))
-    store = Path(settings["store"])
-    began_s = time.time()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "wealy_ray", "extract", str(recipe)],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    engine_began_s, samples = 0.0, []
-    while process.poll() is None:
-        if not engine_began_s and any(store.glob("*/flight/*.json")):
-            engine_began_s = time.time()
-        samples.append({"at_s": time.time() - began_s, **memory_by_stage(process.pid)})
-        time.sleep(1.0 if engine_began_s else 0.05)
-    output = process.communicate()[0]
-    if process.returncode:
-        sys.exit(f"the pipeline failed:\n{output}")
-    ended_s = max(path.stat().st_mtime for path in store.glob("*/shards/*.parquet"))
-    return {
-        "startup_s": engine_began_s - began_s,
-        "work_s": ended_s - engine_began_s,
-        "wall_s": time.time() - began_s,
-        "memory": samples,
-    }
-
-
-def memory_by_stage(pid: int) -> dict[str, float]:
-    """Private memory in MiB of a job's processes, summed by stage."""
-    sums = dict.fromkeys([*STAGES, "other"], 0.0)
-    for process in _tree(pid):
-        try:
-            command = " ".join(process.cmdline())
-            stage = next((name for name, mark in STAGES.items() if mark in command), "other")
-            sums[stage] += process.memory_full_info().uss / 2**20
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return sums
-
-
-def _tree(pid: int) -> Iterator[psutil.Process]:
-    try:
-        parent = psutil.Process(pid)
-        yield from [parent, *parent.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
-
-
 def speed(args: argparse.Namespace) -> dict[str, Any]:
     """Part `speed`."""
     weights = assemble_base(ROOT / ".cache" / "whisper-base")
-    songs = sorted((ROOT / "examples/songs/audio").iterdir())[: args.songs]
+    songs = sample_songs(args.songs)
     rounds = []
     for _ in range(args.rounds):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            (folder / "audio").mkdir()
-            for song in songs:
-                (folder / "audio" / song.name).symlink_to(song)
+            link_songs(songs, folder / "audio")
             settings = recipe_settings(
                 make_manifest(folder / "audio", folder / "m.parquet"),
                 folder / "store",
@@ -134,7 +69,7 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
                 resources={"tracks_per_block": args.block, "tracks_per_shard": args.block, "engine_gpus": 0},
             )
             bare_s = bare_engine(weights, songs, args)
-            watched = pipeline(settings, folder)
+            watched = run_extract(settings, folder, watch_memory=True)
         peaks = {stage: max(s[stage] for s in watched["memory"]) for stage in [*STAGES, "other"]}
         rounds.append(
             {
@@ -172,7 +107,7 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
             publish_every_s=10,
             progress_every_s=10,
         )
-        watched = pipeline(settings, folder)
+        watched = run_extract(settings, folder, watch_memory=True)
     samples = [s for s in watched["memory"] if s["at_s"] > watched["startup_s"]]
     third = max(1, len(samples) // 3)
     by_stage = {
@@ -197,13 +132,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--part", choices=["speed", "memory", "both"], default="both")
+    parser.add_argument("--part", choices=["speed", "memory", "both", "peers"], default="both")
     parser.add_argument("--songs", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--block", type=int, default=6, help="tracks per block and per shard")
     parser.add_argument("--tracks", type=int, default=2000, help="of the memory part")
+    parser.add_argument("--batch", type=int, default=16, help="peers: windows per call of the model")
+    parser.add_argument("--repeat", type=int, default=1, help="peers: take the songs so many times")
+    parser.add_argument("--max-tokens", type=int, default=224, help="peers: sampled tokens per window")
+    parser.add_argument("--language", help="peers: forced on all contenders; default: each detects it")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     result: dict[str, Any] = {
@@ -214,6 +153,8 @@ def main() -> None:
         result["speed"] = speed(args)
     if args.part in ("memory", "both"):
         result["memory"] = memory(args)
+    if args.part == "peers":
+        result["peers"] = peers(args)
     text = json.dumps(result, indent=2)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

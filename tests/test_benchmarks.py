@@ -7,7 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import whisper
+
 from tests.pipelines.support import REPOSITORY, environment
+from wealy_ray.audio import BytesSource, decode
+from wealy_ray.whisper import assemble_base, load_whisper
 
 
 def run(script: str, *arguments: str, out: Path) -> dict:
@@ -24,26 +29,93 @@ def run(script: str, *arguments: str, out: Path) -> dict:
     return json.loads(out.read_text())
 
 
+def run_engine(*arguments: str, out: Path) -> dict:
+    small = "--weights random-tiny --windows 3 --slots 2 --rounds 1 --max-tokens 4 --device cpu"
+    return run("engine.py", *small.split(), *arguments, out=out)
+
+
 def test_engine_benchmark(tmp_path: Path) -> None:
-    small = (
-        "--weights",
-        "random-tiny",
-        "--windows",
-        "3",
-        "--slots",
-        "2",
-        "--rounds",
-        "1",
-        "--max-tokens",
-        "4",
-    )
-    result = run("engine.py", *small, out=tmp_path / "engine.json")
-    assert result["agreement_with_one_by_one"]["tokens_equal_share"] == 1.0
-    assert result["agreement_with_one_by_one"]["states_relative_l2_max"] < 2e-5
+    result = run_engine("--peers", "stock", out=tmp_path / "engine.json")
+    assert result["agreement"]["reference"] == "stock_one_by_one"
+    assert result["agreement"]["ours"]["tokens_equal_share"] == 1.0
+    assert result["agreement"]["ours"]["states_relative_l2_max"] < 2e-5
     assert result["wall"]["speedup"]["decoder_over_stock_one_by_one"] > 0
+    assert result["wall"]["speedup"]["whole_over_stock_batched"] > 0
+    assert 0 < result["slot_utilisation"]["decoder"] <= 1
+
+
+@pytest.mark.parametrize("timestamps", ["--timestamps", "--no-timestamps"])
+def test_hugging_face_has_the_same_weights_and_rules(tmp_path: Path, timestamps: str) -> None:
+    pytest.importorskip("transformers")
+    result = run_engine("--peers", "hf,stock_one_by_one", timestamps, out=tmp_path / "engine.json")
+    for peer in ("hf_batched", "hf_direct"):
+        assert result["agreement"][peer]["tokens_equal_share"] == 1.0
+        assert result["agreement"][peer]["states_relative_l2_max"] < 2e-5
+
+
+def test_random_weights_decode_to_the_token_budget(tmp_path: Path) -> None:
+    arguments = "--weights random --model tiny --windows 2 --max-tokens 5 --peers stock_batched"
+    result = run_engine(*arguments.split(), out=tmp_path / "engine.json")
+    assert result["settings"]["mean_tokens"] == 5
+    assert result["agreement"]["stock_batched"]["tokens_equal_share"] == 1.0
+
+
+def test_engine_benchmark_refuses_a_peer_it_does_not_know(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="no peer is called 'whisperx'; valid are stock_one_by_one"):
+        run_engine("--peers", "whisperx", out=tmp_path / "engine.json")
+
+
+def test_encoder_benchmark(tmp_path: Path) -> None:
+    variants = "fp32,batch_2,threads_1,bfloat16,two_processes"
+    small = f"--weights random-tiny --windows 2 --rounds 1 --threads 2 --variants {variants}"
+    result = run("encoder.py", *small.split(), out=tmp_path / "encoder.json")
+    assert result["variants"].keys() == set(variants.split(","))
+    assert result["variants"]["fp32"]["relative_l2"] == 0
+    assert result["variants"]["two_processes"]["relative_l2"] < 1e-5
+    assert 0 < result["variants"]["bfloat16"]["relative_l2"] < 0.1
 
 
 def test_pipeline_benchmark(tmp_path: Path) -> None:
     result = run("pipeline.py", "--part", "memory", "--tracks", "40", out=tmp_path / "pipeline.json")
     assert result["memory"]["tracks"] == 40
     assert result["memory"]["by_stage"]["engine"]["peak_mib"] > 100
+
+
+def test_peers_benchmark(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("daft")
+    small = ("--part", "peers", "--songs", "2", "--rounds", "1", "--max-tokens", "8", "--language", "en")
+    result = run("pipeline.py", *small, out=tmp_path / "peers.json")["peers"]
+    assert result["songs"] == 2
+    for name in ("ours", "ray_data_hf", "daft_hf"):
+        assert result["rounds"][0][name]["windows"] == result["windows"] == 4
+        assert 0 < result["median"][name]["work_s"] < result["median"][name]["wall_s"]
+    assert result["speedup"]["ours_over_daft_hf"]["wall_s"] > 0
+
+
+def test_peers_decode_as_whisper_does() -> None:
+    pytest.importorskip("transformers")
+    from benchmarks.peers.hf_checkpoint import hugging_face_model
+
+    model = load_whisper(str(assemble_base(REPOSITORY / ".cache" / "whisper-base"))).model
+    song = BytesSource((REPOSITORY / "examples/songs/audio/s2t002.m4a").read_bytes())
+    window = whisper.pad_or_trim(decode(song, max_duration_s=30).samples)
+    mel = whisper.log_mel_spectrogram(window)
+    options = whisper.DecodingOptions(fp16=False, without_timestamps=True, sample_len=40)
+    tokens = whisper.decode(model, mel, options).tokens
+    ids = hugging_face_model(model).generate(mel[None], task="transcribe", max_new_tokens=40)
+    assert len(tokens) == 40
+    assert ids[0].tolist() == tokens
+
+
+def test_feed_benchmark(tmp_path: Path) -> None:
+    small = ("--songs", "1", "--tracks", "1", "--track-s", "10", "--rounds", "1")
+    result = run("feed.py", *small, out=tmp_path / "feed.json")
+    formats = {"wav", "flac", "mp3", "ogg", "opus", "m4a"}
+    for stage in ("fetch_local", "fetch_s3", "decode", "decode_isolated"):
+        assert set(result["stages"][stage]) == formats
+    assert all(abs(track["audio_s"] - 10) < 0.1 for track in result["tracks"].values())
+    cores = result["cores_per_gpu"]["mp3"]
+    assert (
+        0 < cores["2000"]["mel_on_device"] < cores["2000"]["mel_80_on_cpu"] < cores["4000"]["mel_80_on_cpu"]
+    )

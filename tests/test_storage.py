@@ -501,7 +501,7 @@ class _FailingServer:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
-            do_HEAD = do_PUT = do_POST = do_GET  # noqa: N815
+            do_HEAD = do_PUT = do_POST = do_GET
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -540,7 +540,7 @@ def test_answers_of_a_web_server(status: int, kind: type[Exception]) -> None:
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-        do_HEAD = do_GET  # noqa: N815
+        do_HEAD = do_GET
 
         def log_message(self, *_: object) -> None:
             pass

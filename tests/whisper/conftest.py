@@ -12,6 +12,7 @@ from whisper.model import Whisper
 
 from tests.whisper.support import SONGS, first_window, tiny_model
 from wealy_ray.whisper import LoadedModel, assemble_base, load_whisper
+from wealy_ray.whisper.backend import Backend
 from wealy_ray.whisper.encoder import BatchEncoder
 
 NUM_WINDOWS = 20
@@ -52,7 +53,7 @@ def mels() -> list[torch.Tensor]:
 @pytest.fixture(scope="session")
 def features(base: Whisper, mels: list[torch.Tensor]) -> list[torch.Tensor]:
     """Our encoder's output for `mels`, [1500, 512] each."""
-    encoder = BatchEncoder(base, 1, device=torch.device("cpu"), dtype=torch.float32)
+    encoder = BatchEncoder(base, 1, backend=Backend(), dtype=torch.float32)
     with torch.no_grad():
         return [encoder.encode([mel])[0] for mel in mels]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,27 +14,79 @@ import whisper
 from whisper.model import ModelDimensions, Whisper
 
 from wealy_ray.whisper import DecodeOptions, Engine, EngineOptions, WindowResult
+from wealy_ray.whisper.backend import Backend, Copy, Lane
 from wealy_ray.whisper.checkpoint import RANDOM_TINY_DIMS, random_whisper
 
 SONGS = Path(__file__).parents[2] / "examples" / "songs" / "audio"
 ENGLISH_TINY_DIMS = replace(RANDOM_TINY_DIMS, n_vocab=51864)
 
 
-def first_window(path: Path) -> torch.Tensor:
-    """Log-mel [80, 3000] of a file's first 30 s."""
+def pcm(path: Path) -> np.ndarray:
+    """A file's samples, 16 kHz mono."""
     resampler = av.AudioResampler(format="flt", layout="mono", rate=whisper.audio.SAMPLE_RATE)
     chunks: list[np.ndarray] = []
     with av.open(str(path)) as container:
         for frame in container.decode(audio=0):
             chunks.extend(part.to_ndarray()[0] for part in resampler.resample(frame))
-    samples = np.concatenate(chunks).astype(np.float32)
-    return whisper.log_mel_spectrogram(whisper.pad_or_trim(samples))
+    return np.concatenate(chunks).astype(np.float32)
+
+
+def first_window(path: Path) -> torch.Tensor:
+    """Log-mel [80, 3000] of a file's first 30 s."""
+    return whisper.log_mel_spectrogram(whisper.pad_or_trim(pcm(path)))
 
 
 def noise(count: int, seed: int = 0) -> list[torch.Tensor]:
     """Windows of noise of growing loudness, [80, 3000] each."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(80, 3000, generator=generator) * (0.2 + index / 4) for index in range(count)]
+
+
+class _Later:
+    """Passes when it is asked a second time, like an event of a busy device."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def query(self) -> bool:
+        self.asked += 1
+        return self.asked > 1
+
+    def synchronize(self) -> None:
+        self.asked = 2
+
+
+class _LateCopy(Copy):
+    def __init__(self, tensors: Sequence[torch.Tensor]):
+        super().__init__([tensor.clone() for tensor in tensors])
+        self._event = _Later()
+
+    def is_ready(self) -> bool:
+        return self._event.query()
+
+
+class GpuShaped(Backend):
+    """The path of a GPU on the CPU: static steps that are replayed, several per look, results that come later."""
+
+    is_static = True
+    steps_per_read = 5
+    batches_ahead = 2
+    row_multiple = 1
+    encoder_batch = 2
+
+    def __init__(self) -> None:
+        self.captured: list[Lane] = []
+
+    def capture(self, work: Callable[[], None], lane: Lane) -> Callable[[], None]:
+        work()
+        self.captured.append(lane)
+        return work
+
+    def mark(self) -> _Later:  # type: ignore[override]
+        return _Later()
+
+    def fetch(self, tensors: Sequence[torch.Tensor]) -> Copy:
+        return _LateCopy(tensors)
 
 
 @dataclass(frozen=True)
@@ -67,10 +119,15 @@ def stock(model: Whisper, window: torch.Tensor, *, timestamps: bool, max_tokens:
 
 
 def decode_all(
-    model: Whisper, windows: Iterable[torch.Tensor], num_slots: int, options: DecodeOptions
+    model: Whisper,
+    windows: Iterable[torch.Tensor],
+    num_slots: int,
+    options: DecodeOptions,
+    backend: Backend | None = None,
 ) -> list[WindowResult]:
     """All windows through one engine, submitted at once."""
-    with Engine(model, EngineOptions(device="cpu", num_slots=num_slots), options) as engine:
+    on_cpu = EngineOptions(device="cpu", num_slots=num_slots)
+    with Engine(model, on_cpu, options, backend=backend) as engine:
         futures = [engine.submit(window) for window in windows]
         return [future.result(timeout=600) for future in futures]
 

@@ -20,7 +20,6 @@ import whisper
 from whisper.model import ModelDimensions, Whisper
 
 from wealy_ray.errors import ModelError
-from wealy_ray.storage import ObjectMissingError
 from wealy_ray.whisper.ct2 import CT2FormatError, read_tensors, to_checkpoint
 
 RANDOM_TINY = "random-tiny"
@@ -134,6 +133,8 @@ def _download(name: str) -> Whisper:
 
 
 def _read_uri(source: str, read_bytes: Callable[[str], bytes] | None) -> bytes:
+    from wealy_ray.storage import ObjectMissingError  # loads pydantic, which the engine can do without
+
     if read_bytes is None:
         raise ModelError(f"{source}: URIs cannot be read here; give the path of a local file")
     try:

@@ -1,58 +1,117 @@
-"""Whisper's encoder at one fixed batch shape.
+"""Whisper's encoder at fixed batch shapes.
 
-Legend: B batch rows, M mel bins, N mel frames (3000), T audio positions (1500), D state width.
+Legend: B batch rows, M mel bins, N mel frames (3000), A audio positions (1500), D state width.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from whisper.model import Whisper
+from typing_extensions import override
+from whisper.model import AudioEncoder, MultiHeadAttention, Whisper
+
+from wealy_ray.whisper.backend import Backend
+from wealy_ray.whisper.linear import PackedLinear, affine, can_pack, multiply_transposed
 
 
 class BatchEncoder:
-    """Encodes windows in batches that are always padded to the same number of rows.
+    """Encodes windows in padded batches: on the CPU always of one size, on a GPU of powers of two up to it.
 
     Args:
         model: The Whisper model; not modified.
-        batch: B.
-        device: Where to compute.
+        batch: Windows per call at most.
+        backend: Where to compute.
         dtype: What to compute in; LayerNorms stay float32, like whisper's.
     """
 
-    def __init__(self, model: Whisper, batch: int, *, device: torch.device, dtype: torch.dtype):
-        self.batch = batch
-        self.device = device
-        self.dtype = dtype
-        self.mel_shape = (model.dims.n_mels, 2 * model.dims.n_audio_ctx)
-        self.encoder = _cast(model.encoder, device, dtype)
+    def __init__(self, model: Whisper, batch: int, *, backend: Backend, dtype: torch.dtype):
+        self.batch, self.backend, self.dtype = batch, backend, dtype
+        rows = batch * model.dims.n_audio_ctx
+        self._encoder = _prepared(model.encoder, backend, dtype, rows)
+        mel_shape = (model.dims.n_mels, 2 * model.dims.n_audio_ctx)
+        self._mels_BMN = torch.zeros((batch, *mel_shape), device=backend.device, dtype=dtype)
+        features_shape = (model.dims.n_audio_ctx, model.dims.n_audio_state)
+        self._features_BAD = torch.zeros((batch, *features_shape), device=backend.device, dtype=dtype)
+        sizes = {batch} | (
+            {1 << power for power in range(batch.bit_length())} if backend.is_static else set()
+        )
+        self._encode: dict[int, Callable[[], None]] = {}
+        for size in sorted(sizes, reverse=True):  # the largest takes the memory that the others share
+            self._encode[size] = backend.capture(partial(self._forward, size), "encoder")
 
     def encode(self, mels: list[Tensor]) -> list[Tensor]:
-        """Encode up to B windows.
+        """Encode up to `batch` windows.
 
         Args:
             mels: Log-mel windows, each [M, N].
 
         Returns:
-            Features [T, D] per window, in order.
+            Features [A, D] per window, in order.
         """
         assert 0 < len(mels) <= self.batch, len(mels)
-        x_BMN = torch.zeros((self.batch, *self.mel_shape), device=self.device, dtype=self.dtype)
+        size = min(size for size in self._encode if size >= len(mels))
         for row, mel_MN in enumerate(mels):
-            x_BMN[row] = mel_MN.to(self.device)
-        features_BTD = self.encoder(x_BMN)
-        return list(features_BTD[: len(mels)].unbind(0))
+            self._mels_BMN[row] = self.backend.upload(mel_MN)
+            self.backend.keep(mel_MN)
+        self._mels_BMN[len(mels) : size] = 0
+        self._encode[size]()
+        return list(self._features_BAD[: len(mels)].clone().unbind(0))
+
+    def _forward(self, size: int) -> None:
+        self._features_BAD[:size] = self._encoder(self._mels_BMN[:size])
 
 
-def _cast(encoder: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A copy with linear and convolution weights in `dtype`; the module itself where nothing changes."""
-    parameter = next(encoder.parameters())
-    if parameter.dtype == dtype and parameter.device == device:
-        return encoder
-    encoder = copy.deepcopy(encoder).to(device)
+class _OneDnnAttention(nn.Module):
+    """Self-attention of an encoder block for a CPU, head by head through oneDNN.
+
+    torch's fused attention multiplies with MKL (see `linear`): measured on an EPYC, this is 1.4 times as fast in
+    float32 and 2.2 times in bfloat16.
+    """
+
+    QUERIES = 750
+    """Scores of so many queries are made at a time, 4.5 MB: half a window."""
+
+    def __init__(self, attention: MultiHeadAttention, rows: int):
+        super().__init__()
+        self.heads = attention.n_head
+        scale = (attention.query.weight.shape[0] // self.heads) ** -0.5
+        query, key, value = attention.query, attention.key, attention.value
+        weight = torch.cat([query.weight * scale, key.weight, value.weight]).detach()
+        bias = torch.cat([query.bias * scale, torch.zeros_like(query.bias), value.bias]).detach()
+        self.qkv = affine(weight, bias, rows=rows)
+        self.out = affine(attention.out.weight.detach(), attention.out.bias.detach(), rows=rows)
+
+    @override
+    def forward(self, x_BAD: Tensor, mask: None = None, kv_cache: None = None) -> tuple[Tensor, None]:
+        """As whisper's module is called by its block."""
+        batch, positions, width = x_BAD.shape
+        qkv = self.qkv(x_BAD).view(batch, positions, 3, self.heads, width // self.heads)
+        query_BHAK, key_BHAK, value_BHAK = (part.transpose(1, 2).contiguous() for part in qkv.unbind(2))
+        value_BHKA = value_BHAK.transpose(2, 3).contiguous()
+        attended_BAHK = x_BAD.new_empty(batch, positions, self.heads, width // self.heads)
+        for row in range(batch):
+            for head in range(self.heads):
+                for first in range(0, positions, self.QUERIES):
+                    some = slice(first, first + self.QUERIES)
+                    scores_QA = multiply_transposed(query_BHAK[row, head, some], key_BHAK[row, head])
+                    weights_QA = scores_QA.softmax(dim=1)
+                    attended_BAHK[row, some, head] = multiply_transposed(weights_QA, value_BHKA[row, head])
+        return self.out(attended_BAHK.flatten(2)), None
+
+
+def _prepared(encoder: AudioEncoder, backend: Backend, dtype: torch.dtype, rows: int) -> nn.Module:
+    """A copy with linear and convolution weights in `dtype`; linear maps packed for `rows` where that helps."""
+    # One copy per engine: the model stays as it is, and may be on another device.
+    encoder = copy.deepcopy(encoder).to(backend.device)
     for module in encoder.modules():
         if isinstance(module, (nn.Linear, nn.Conv1d)):
             module.to(dtype)
+    if backend.packs and can_pack(dtype):
+        for block in encoder.blocks:
+            block.attn = _OneDnnAttention(block.attn, rows)
+            block.mlp[0], block.mlp[2] = PackedLinear(block.mlp[0], rows), PackedLinear(block.mlp[2], rows)
     return encoder

@@ -1,8 +1,7 @@
 """The engine: windows in, results out, one thread that keeps every decoder slot busy.
 
-Requests wait in arrival order. Whenever a slot is free, waiting windows are encoded (at most one encoder
-batch ahead of the slots, so memory does not grow with the queue) and put into slots; then all slots make one
-step. A row that ends hands its result to the request's future and frees its slot before the next step.
+Requests wait in arrival order and are served by a `Batcher`, which runs in the engine's thread. When memory
+runs out, the batcher is made anew at half its size, once, and everything unfinished starts again.
 """
 
 from __future__ import annotations
@@ -10,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-import time
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
-from dataclasses import asdict, dataclass, field
+from dataclasses import fields, replace
 from types import TracebackType
 
 import torch
@@ -21,52 +20,15 @@ from torch import Tensor
 from whisper.model import Whisper
 
 from wealy_ray.errors import ConfigError
-from wealy_ray.whisper.decoder import DecoderShape, RowReading, SlotDecoder
-from wealy_ray.whisper.encoder import BatchEncoder
-from wealy_ray.whisper.result import window_result
-from wealy_ray.whisper.types import DecodeOptions, EngineOptions, EngineStats, Language, WindowResult
+from wealy_ray.whisper.backend import Backend, backend_for, is_out_of_memory
+from wealy_ray.whisper.batcher import Batcher
+from wealy_ray.whisper.decoder import SlotDecoder
+from wealy_ray.whisper.request import Decoding, Encoding, Request, WindowFuture
+from wealy_ray.whisper.rows import RowStart
+from wealy_ray.whisper.types import DecodeOptions, EngineOptions, EngineStats, Language
 from wealy_ray.whisper.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
-
-
-class WindowFuture(Future[WindowResult]):
-    """A window's result to come; `language` is known one decoder step after the window enters its slot."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.language: Future[Language] = Future()
-        # Waiters may give up on it (asyncio cancels what it wraps), but only the engine completes it.
-        self.language.set_running_or_notify_cancel()
-
-
-@dataclass(eq=False)
-class _Request:
-    """A window on its way: its input, the tokens it starts from, and what it has sampled so far."""
-
-    window: Tensor
-    """Log-mel [M, N] or features [A, D]; dropped once it is in a slot."""
-    initial: list[int]
-    detect_language: bool
-    max_tokens: int
-    future: WindowFuture = field(default_factory=WindowFuture)
-    position: int = 0
-    sampled: list[int] = field(default_factory=list)
-
-    @property
-    def is_sampling(self) -> bool:
-        """Whether the step at `position` samples."""
-        return self.position >= len(self.initial) - 1
-
-    def is_at_sot(self, vocabulary: Vocabulary) -> bool:
-        """Whether the step at `position` feeds the start of transcript."""
-        return self.position == self.initial.index(vocabulary.sot)
-
-    def is_finished(self, vocabulary: Vocabulary) -> bool:
-        """Whether the last sampled token ends the window."""
-        if not self.sampled:
-            return False
-        return self.sampled[-1] == vocabulary.eot or len(self.sampled) == self.max_tokens
 
 
 class Engine:
@@ -78,34 +40,44 @@ class Engine:
         model: A Whisper model, for example `load_whisper(source).model`; not modified.
         options: Device, dtype and batch shapes.
         decode: What is decoded.
+        backend: Where to compute; by default what `options.device` stands for.
 
     Raises:
         ConfigError: When the options do not fit the model or the machine.
     """
 
-    def __init__(self, model: Whisper, options: EngineOptions, decode: DecodeOptions):
-        self.options = options
-        self.decode = decode
-        self.device, self.dtype = _place(options)
+    def __init__(
+        self, model: Whisper, options: EngineOptions, decode: DecodeOptions, *, backend: Backend | None = None
+    ):
+        self.options, self.decode = options, decode
+        self.backend = backend or backend_for(options)
+        self.dtype = self.backend.dtype if options.dtype == "auto" else getattr(torch, options.dtype)
         self.vocabulary = Vocabulary.of(model)
+        self.dims = model.dims
         if decode.language is not None:
             self.vocabulary.check_language(decode.language)
-        limit = model.dims.n_text_ctx // 2
+        decode.state_block(model.dims.n_text_layer)
+        limit = self.dims.n_text_ctx // 2
         if decode.max_tokens > limit:
             raise ConfigError(f"max_tokens is {decode.max_tokens}; this model allows at most {limit}")
+        _warn_of_slow_bfloat16(self.device, self.dtype)
         self._model = model
         self._mel_shape = (model.dims.n_mels, 2 * model.dims.n_audio_ctx)
         self._features_shape = (model.dims.n_audio_ctx, model.dims.n_audio_state)
-        self._waiting: deque[_Request] = deque()
-        self._encoded: deque[tuple[_Request, Tensor]] = deque()
-        self._slots: list[_Request | None] = [None] * options.num_slots
-        self._unfinished: set[_Request] = set()
+        self._waiting: deque[Request] = deque()
+        self._unfinished: set[Request] = set()
         self._changed = threading.Condition()
         self._stopping: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._ready = threading.Event()
-        self._stats = EngineStats()
+        self._batcher: Batcher | None = None
+        self._former_stats = EngineStats()
         self._num_threads = torch.get_num_threads()
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.backend.device
 
     @property
     def detects_language(self) -> bool:
@@ -149,13 +121,25 @@ class Engine:
     ) -> None:
         self.close()
 
-    def submit(self, window: Tensor, language: str | None = None) -> WindowFuture:
+    def submit(
+        self,
+        window: Tensor,
+        language: str | None = None,
+        *,
+        prompt: Sequence[int] = (),
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> WindowFuture:
         """Queue one window. Thread-safe.
 
         Args:
             window: Log-mel [n_mels, 3000], or the encoder's features [1500, d]. It must not be written to
                 until the future is done.
             language: Forces a language on this window; None follows the engine's `DecodeOptions`.
+            prompt: Token ids of the context that comes before the start of transcript; the last 223 count, as
+                in whisper (half of the decoder's positions - 1).
+            temperature: Above 0, tokens are drawn; 0 takes the most probable one.
+            seed: Of the draws: the same seed gives the same tokens, whatever the neighbours.
 
         Returns:
             The result to come.
@@ -165,6 +149,70 @@ class Engine:
             ConfigError: On an unknown language.
             RuntimeError: When the engine is closed or has failed; the failure is its `__cause__`.
         """
+        language = language or self.decode.language
+        if language is not None:
+            self.vocabulary.check_language(language)
+        sequence = self.vocabulary.start_sequence(
+            language, task=self.decode.task, timestamps=self.decode.timestamps
+        )
+        context = self.vocabulary.context(prompt, at_most=self.dims.n_text_ctx // 2 - 1)
+        initial = [*context, *sequence]
+        # Whisper stops when the sequence outgrows the positions, its last token being one that is not fed.
+        max_tokens = min(self.decode.max_tokens, self.dims.n_text_ctx + 1 - len(initial))
+        start = RowStart(
+            initial=initial,
+            sot=len(context),
+            end=len(initial) - 1 + max_tokens - 1,
+            detect_language=language is None and bool(self.vocabulary.language_codes),
+            temperature=temperature,
+            seed=seed,
+        )
+        request = Decoding(self._checked(window), start, self.decode.max_repeats)
+        self._enqueue(request)
+        return request.future
+
+    def encode(self, window: Tensor) -> Future[Tensor]:
+        """Queue one window for the encoder alone, to submit its features more than once. Thread-safe.
+
+        Args:
+            window: Log-mel [n_mels, 3000], not to be written to until the future is done.
+
+        Returns:
+            Features [1500, d] on the engine's device, to come.
+
+        Raises:
+            ValueError, RuntimeError: As in `submit`.
+        """
+        if tuple(window.shape) != self._mel_shape:
+            raise ValueError(f"log-mel has shape {list(self._mel_shape)}, not {list(window.shape)}")
+        request = Encoding(self._checked(window))
+        self._enqueue(request)
+        return request.future
+
+    def detect_language(self, window: Tensor) -> Future[Language]:
+        """Queue one window for its language alone, asked without a prompt as whisper does. Thread-safe.
+
+        Args:
+            window: As in `submit`.
+
+        Returns:
+            The language to come; `en` on English-only models.
+
+        Raises:
+            ValueError, RuntimeError: As in `submit`.
+        """
+        sequence = self.vocabulary.start_sequence(None, task=self.decode.task, timestamps=True)[:2]
+        start = RowStart(initial=sequence, sot=0, end=0, detect_language=bool(self.vocabulary.language_codes))
+        request = Decoding(self._checked(window), start, only_language=True)
+        self._enqueue(request)
+        return request.language
+
+    def stats(self) -> EngineStats:
+        """Counters since the engine was made."""
+        batcher, former = self._batcher, self._former_stats
+        return former if batcher is None else _added(former, batcher.stats)
+
+    def _checked(self, window: Tensor) -> Tensor:
         if tuple(window.shape) not in (self._mel_shape, self._features_shape):
             raise ValueError(
                 f"a window has shape {list(self._mel_shape)} (log-mel) or {list(self._features_shape)} "
@@ -172,28 +220,20 @@ class Engine:
             )
         if not bool(torch.isfinite(window).all()):
             raise ValueError("the window holds values that are not finite")
-        language = language or self.decode.language
-        if language is not None:
-            self.vocabulary.check_language(language)
-        request = _Request(
-            window=window,
-            initial=self.vocabulary.start_sequence(
-                language, task=self.decode.task, timestamps=self.decode.timestamps
-            ),
-            detect_language=language is None and bool(self.vocabulary.language_codes),
-            max_tokens=self.decode.max_tokens,
-        )
+        return window
+
+    def _enqueue(self, request: Request) -> None:
         with self._changed:
             if self._stopping is not None:
                 raise RuntimeError(f"the engine takes no more windows: {self._stopping}") from self._stopping
             self._waiting.append(request)
             self._unfinished.add(request)
             self._changed.notify()
-        return request.future
+        request.futures[-1].add_done_callback(lambda _: self._forget(request))
 
-    def stats(self) -> EngineStats:
-        """Counters since the engine was made."""
-        return self._stats
+    def _forget(self, request: Request) -> None:
+        with self._changed:
+            self._unfinished.discard(request)
 
     # Everything below runs in the engine's thread, except `_stop`.
 
@@ -216,138 +256,86 @@ class Engine:
             self._ready.set()
 
     def _serve(self) -> None:
-        longest = self.vocabulary.start_sequence(
-            None, task=self.decode.task, timestamps=self.decode.timestamps
+        num_slots = self.options.num_slots or self.backend.num_slots(
+            SlotDecoder.bytes_per_slot(self._model, self.dtype)
         )
-        shape = DecoderShape(self.options.num_slots, len(longest), self.decode.max_tokens)
-        decoder = SlotDecoder(
-            self._model,
-            self.vocabulary,
-            shape,
-            timestamps=self.decode.timestamps,
-            device=self.device,
-            dtype=self.dtype,
-        )
-        batch = self.options.encoder_batch or (1 if self.device.type == "cpu" else 16)
-        encoder = BatchEncoder(self._model, batch, device=self.device, dtype=self.dtype)
-        self._ready.set()
-        while self._wait_for_work():
-            self._fill_slots(encoder, decoder)
-            if any(self._slots):
-                self._step(decoder)
+        encoder_batch = self.options.encoder_batch or self.backend.encoder_batch
+        if self._serve_with(num_slots, encoder_batch, may_back_off=num_slots > 1):
+            return
+        self._back_off(num_slots // 2)
+        self._serve_with(num_slots // 2, max(1, encoder_batch // 2), may_back_off=False)
 
-    def _wait_for_work(self) -> bool:
+    def _serve_with(self, num_slots: int, encoder_batch: int, *, may_back_off: bool) -> bool:
+        """Serve until the engine is to stop; False when memory ran out before that."""
+        try:
+            self._batcher = Batcher(
+                self._model,
+                self.vocabulary,
+                self.decode,
+                num_slots=num_slots,
+                encoder_batch=encoder_batch,
+                backend=self.backend,
+                dtype=self.dtype,
+            )
+            self._ready.set()
+            while self._wait_for_work(self._batcher):
+                self._batcher.turn(self._take)
+        except (RuntimeError, MemoryError) as error:
+            if not (may_back_off and is_out_of_memory(error)):
+                raise
+            logger.warning("memory ran out with %d slots (%s)", num_slots, str(error).splitlines()[0])
+            return False
+        return True
+
+    def _back_off(self, num_slots: int) -> None:
+        """Put back what was unfinished, in order, and give the memory back."""
+        batcher, self._batcher = self._batcher, None
+        with self._changed:
+            if batcher is not None:
+                self._waiting.extendleft(reversed(batcher.unfinished()))
+                self._former_stats = _added(self._former_stats, batcher.stats)
+            waiting = len(self._waiting)
+        self._former_stats = replace(self._former_stats, backoffs=self._former_stats.backoffs + 1)
+        del batcher
+        self.backend.free_memory()
+        logger.warning("going on with %d slots; %d windows start again or wait", num_slots, waiting)
+
+    def _wait_for_work(self, batcher: Batcher) -> bool:
         """Block until there is something to do; False when the engine is to stop."""
         with self._changed:
-            while self._stopping is None and not (self._waiting or self._encoded or any(self._slots)):
+            while self._stopping is None and not self._waiting and batcher.is_idle:
                 self._changed.wait()
             return self._stopping is None
 
-    def _fill_slots(self, encoder: BatchEncoder, decoder: SlotDecoder) -> None:
-        for slot, occupant in enumerate(self._slots):
-            if occupant is not None:
-                continue
-            if not self._encoded:
-                self._encode(encoder)
-            if not self._encoded:
-                return
-            request, features_AD = self._encoded.popleft()
-            started = time.perf_counter()
-            decoder.fill(slot, features_AD, request.initial, detect_language=request.detect_language)
-            self._slots[slot] = request
-            self._count(decoder_s=time.perf_counter() - started)
-
-    def _encode(self, encoder: BatchEncoder) -> None:
-        """Encode the next batch of waiting windows; a window that comes with features passes through."""
-        batch: list[_Request] = []
+    def _take(self, count: int) -> list[Request]:
+        """Up to `count` waiting requests, without those that were cancelled."""
+        taken: list[Request] = []
         with self._changed:
-            while self._waiting and len(batch) < encoder.batch:
+            while self._waiting and len(taken) < count:
                 request = self._waiting.popleft()
-                if request.future.set_running_or_notify_cancel():
-                    batch.append(request)
-                else:
-                    request.future.language.set_exception(CancelledError())
-                    self._unfinished.discard(request)
-        started = time.perf_counter()
-        mels = [request.window for request in batch if tuple(request.window.shape) == self._mel_shape]
-        encoded = iter(encoder.encode(mels) if mels else [])
-        for request in batch:
-            is_mel = tuple(request.window.shape) == self._mel_shape
-            self._encoded.append((request, next(encoded) if is_mel else request.window))
-            request.window = torch.empty(0)
-        self._count(encoder_s=time.perf_counter() - started)
-
-    def _step(self, decoder: SlotDecoder) -> None:
-        started = time.perf_counter()
-        live = [(slot, request) for slot, request in enumerate(self._slots) if request is not None]
-        at_sot = [(slot, request) for slot, request in live if request.is_at_sot(self.vocabulary)]
-        tokens = decoder.step(
-            read_sot=bool(at_sot), sample=any(request.is_sampling for _, request in live)
-        ).tolist()
-        for slot, request in at_sot:
-            reading = decoder.read(slot, 0)
-            request.future.language.set_result(self._language(reading))
-        num_finished = 0
-        for slot, request in live:
-            if request.is_sampling:
-                request.sampled.append(tokens[slot])
-            request.position += 1
-            if request.is_finished(self.vocabulary):
-                self._finish(decoder, slot, request)
-                num_finished += 1
-        self._count(
-            windows=num_finished,
-            steps=1,
-            slot_steps=len(self._slots),
-            live_slot_steps=len(live),
-            decoder_s=time.perf_counter() - started,
-        )
-
-    def _finish(self, decoder: SlotDecoder, slot: int, request: _Request) -> None:
-        reading = decoder.read(slot, request.position)
-        decoder.release(slot)
-        self._slots[slot] = None
-        language = self._language(reading)
-        result = window_result(self.vocabulary, request.initial, request.sampled, reading, language)
-        with self._changed:
-            self._unfinished.discard(request)
-        request.future.set_result(result)
-
-    def _language(self, reading: RowReading) -> Language:
-        codes = self.vocabulary.language_codes
-        if not codes:
-            return Language("en", 1.0)
-        return Language(codes[reading.language], reading.language_probability)
-
-    def _count(self, **increments: float) -> None:
-        counts = asdict(self._stats)
-        self._stats = EngineStats(**{name: counts[name] + increments.get(name, 0) for name in counts})
+                if request.future.running() or request.future.set_running_or_notify_cancel():
+                    taken.append(request)
+                elif isinstance(request, Decoding):
+                    request.language.set_exception(CancelledError())
+        return taken
 
     def _fail_unfinished(self) -> None:
         with self._changed:
             unfinished, reason = list(self._unfinished), self._stopping
-            self._unfinished.clear()
             self._waiting.clear()
-            self._encoded.clear()
-            self._slots = [None] * len(self._slots)
         assert reason is not None
         for request in unfinished:
-            for future in (request.future.language, request.future):
+            for future in request.futures:
                 # A waiter may have cancelled the future, and the language may be known already.
                 with contextlib.suppress(InvalidStateError):
                     future.set_exception(reason)
 
 
-def _place(options: EngineOptions) -> tuple[torch.device, torch.dtype]:
-    """Device and dtype that `auto` stands for.
+def _added(one: EngineStats, other: EngineStats) -> EngineStats:
+    return EngineStats(**{f.name: getattr(one, f.name) + getattr(other, f.name) for f in fields(EngineStats)})
 
-    Raises:
-        ConfigError: When a GPU is asked for and torch sees none.
-    """
-    has_gpu = torch.cuda.is_available()
-    if options.device == "cuda" and not has_gpu:
-        raise ConfigError("device is 'cuda', but torch sees no GPU; use device: auto or cpu")
-    device = torch.device("cuda" if has_gpu and options.device != "cpu" else "cpu")
-    if options.dtype == "auto":
-        return device, torch.float32 if device.type == "cpu" else torch.float16
-    return device, getattr(torch, options.dtype)
+
+def _warn_of_slow_bfloat16(device: torch.device, dtype: torch.dtype) -> None:
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.9
+    if device.type == "cpu" and dtype == torch.bfloat16 and capabilities.get("avx512_bf16") is False:
+        logger.warning("this CPU has no bfloat16 instructions; dtype: float32 is faster here")

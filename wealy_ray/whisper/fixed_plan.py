@@ -1,4 +1,4 @@
-"""The `fixed` window plan: independent windows, one language per track, no prompt, no fallback.
+"""The `fixed` window plan: independent windows, one language per track, no fallback, the same prompt or none.
 
 The language is detected on a track's first window and forced on the others, which are submitted as soon as it
 is known, while the first window still decodes.
@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from wealy_ray.whisper.engine import Engine, WindowFuture
+from wealy_ray.whisper.engine import Engine
+from wealy_ray.whisper.request import WindowFuture
 from wealy_ray.whisper.types import WindowResult
 
 
@@ -30,12 +31,13 @@ async def decode_track(engine: Engine, mels: Tensor) -> list[WindowResult]:
         RuntimeError: When the engine is closed or fails.
     """
     futures: list[WindowFuture] = []
+    prompt = _prompt(engine)
     try:
         language = None
         if engine.detects_language and len(mels):
-            futures.append(engine.submit(mels[0]))
+            futures.append(engine.submit(mels[0], prompt=prompt))
             language = (await asyncio.wrap_future(futures[0].language)).code
-        futures.extend(engine.submit(mel, language) for mel in mels[len(futures) :])
+        futures.extend(engine.submit(mel, language, prompt=prompt) for mel in mels[len(futures) :])
         results = await asyncio.gather(*(asyncio.wrap_future(future) for future in futures))
     except BaseException:
         _cancel(futures)
@@ -57,17 +59,23 @@ def decode_tracks(engine: Engine, tracks: Sequence[Tensor]) -> list[list[WindowR
         RuntimeError: When the engine is closed or fails.
     """
     per_track: list[list[WindowFuture]] = [[] for _ in tracks]
+    prompt = _prompt(engine)
     try:
         if engine.detects_language:
-            per_track = [[engine.submit(mel) for mel in mels[:1]] for mels in tracks]
+            per_track = [[engine.submit(mel, prompt=prompt) for mel in mels[:1]] for mels in tracks]
         for mels, futures in zip(tracks, per_track, strict=True):
             language = futures[0].language.result().code if futures else None
-            futures.extend(engine.submit(mel, language) for mel in mels[len(futures) :])
+            futures.extend(engine.submit(mel, language, prompt=prompt) for mel in mels[len(futures) :])
         return [_share_language([future.result() for future in futures]) for futures in per_track]
     except BaseException:
         for futures in per_track:
             _cancel(futures)
         raise
+
+
+def _prompt(engine: Engine) -> list[int]:
+    text = engine.decode.initial_prompt
+    return engine.vocabulary.prompt_tokens(text) if text is not None else []
 
 
 def _cancel(futures: list[WindowFuture]) -> None:

@@ -1,4 +1,4 @@
-"""Greedy choice of the next token under whisper's rules, for all rows at once and without a host sync.
+"""Choice of the next token under whisper's rules, for all rows at once and without a host sync.
 
 Legend: B rows (slots), V vocabulary, R timestamp tokens (0.00 s to 30.00 s), P parts of the vocabulary.
 
@@ -32,7 +32,7 @@ class Choice:
     logprobs: torch.Tensor
 
 
-class GreedyRules:
+class SamplingRules:
     """Suppression and timestamp rules with their memory of what each row has sampled.
 
     Args:
@@ -61,11 +61,16 @@ class GreedyRules:
         self.penultimate_is_timestamp_B[row] = True
         self.latest_timestamp_B[row] = -1
 
-    def choose(self, logits_BV: torch.Tensor) -> Choice:
-        """Pick the most probable allowed token of every row.
+    def choose(
+        self, logits_BV: torch.Tensor, draws: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> Choice:
+        """Pick the most probable allowed token of every row, or draw one.
 
         Args:
             logits_BV: float32 logits of the next token; overwritten.
+            draws: Temperatures [B] and numbers in [0, 1) [B]: rows with a temperature above 0 draw from the
+                allowed tokens' distribution at that temperature. A row's choice does not depend on whether
+                other rows draw.
 
         Returns:
             The choice; rows that are not sampling get one too, to be ignored.
@@ -73,16 +78,38 @@ class GreedyRules:
         logits_BV.index_fill_(1, self.suppressed, NEVER)
         blank_logits = logits_BV.index_select(1, self.blank)
         logits_BV.index_copy_(1, self.blank, blank_logits.masked_fill_(self.first_B[:, None], NEVER))
-        if not self.timestamps:
+        if self.timestamps:
+            self._timestamps_of(logits_BV).masked_fill_(self._forbidden_timestamps(logits_BV.shape[1]), NEVER)
+        drawable_BV = None if draws is None else logits_BV.clone()
+        if self.timestamps:
+            choice, off_BP = self._choose_with_timestamps(logits_BV)
+        else:
             top_B, token_B = logits_BV.max(dim=1)
-            return Choice(token_B, top_B - _log_sum_exp(logits_BV, top_B))
-        return self._choose_with_timestamps(logits_BV)
+            choice = Choice(token_B, top_B - _log_sum_exp(logits_BV, top_B))
+            off_BP = torch.zeros(len(top_B), 2, dtype=torch.bool, device=top_B.device)
+        if draws is None or drawable_BV is None:
+            return choice
+        drawable_BV[:, : self.eot].masked_fill_(off_BP[:, :1], NEVER)
+        drawable_BV[:, self.eot : self.timestamp_begin].masked_fill_(off_BP[:, 1:2], NEVER)
+        temperature_B, uniform_B = draws
+        drawn = _draw(drawable_BV, temperature_B, uniform_B)
+        draws_B = temperature_B > 0
+        return Choice(
+            torch.where(draws_B, drawn.tokens, choice.tokens),
+            torch.where(draws_B, drawn.logprobs, choice.logprobs),
+        )
 
-    def _choose_with_timestamps(self, logits_BV: torch.Tensor) -> Choice:
-        logits_BR = logits_BV[:, self.timestamp_begin :]
-        logits_BR.masked_fill_(self._forbidden_timestamps(logits_BR.shape[1]), NEVER)
+    def _timestamps_of(self, logits_BV: torch.Tensor) -> torch.Tensor:
+        return logits_BV[:, self.timestamp_begin :]
+
+    def _choose_with_timestamps(self, logits_BV: torch.Tensor) -> tuple[Choice, torch.Tensor]:
+        """The most probable token, and bool [B, P]: the parts of the vocabulary that the rules forbid."""
         begins = (0, self.eot, self.timestamp_begin)
-        parts = (logits_BV[:, : self.eot], logits_BV[:, self.eot : self.timestamp_begin], logits_BR)
+        parts = (
+            logits_BV[:, : self.eot],
+            logits_BV[:, self.eot : self.timestamp_begin],
+            self._timestamps_of(logits_BV),
+        )
         tops, tokens, sums = [], [], []
         for begin, logits_BX in zip(begins, parts, strict=True):
             top_B, index_B = logits_BX.max(dim=1)
@@ -98,15 +125,17 @@ class GreedyRules:
         sum_BP.masked_fill_(off_BP, NEVER)
         # Log-probabilities in whisper; the common normaliser cancels in the comparison.
         timestamp_wins_B = sum_BP[:, 2] > top_BP[:, :2].amax(dim=1)
-        top_BP[:, :2].masked_fill_(timestamp_wins_B[:, None], NEVER)
-        sum_BP[:, :2].masked_fill_(timestamp_wins_B[:, None], NEVER)
+        off_BP[:, :2] |= timestamp_wins_B[:, None]
+        top_BP.masked_fill_(off_BP, NEVER)
+        sum_BP.masked_fill_(off_BP, NEVER)
 
         top_B, part_B = top_BP.max(dim=1)
         token_B = torch.stack(tokens, dim=1).gather(1, part_B[:, None])[:, 0]
-        return Choice(token_B, top_B - sum_BP.logsumexp(dim=1))
+        return Choice(token_B, top_B - sum_BP.logsumexp(dim=1)), off_BP
 
-    def _forbidden_timestamps(self, num_timestamps: int) -> torch.Tensor:
+    def _forbidden_timestamps(self, num_vocabulary: int) -> torch.Tensor:
         """Bool [B, R]: the timestamps that each row's past rules out."""
+        num_timestamps = num_vocabulary - self.timestamp_begin
         after_pair_B = self.last_is_timestamp_B & self.penultimate_is_timestamp_B
         # A segment may start where the last one ended, but it may not end where it started.
         repeats_B = self.last_is_timestamp_B & ~self.penultimate_is_timestamp_B
@@ -132,6 +161,17 @@ class GreedyRules:
             torch.where(sampling_B & is_timestamp_B, index_B, self.latest_timestamp_B)
         )
         self.first_B &= keep_B
+
+
+def _draw(logits_BV: torch.Tensor, temperature_B: torch.Tensor, uniform_B: torch.Tensor) -> Choice:
+    """Draw by the inverse of the cumulated distribution; log-probabilities are those without temperature."""
+    scaled_BV = logits_BV / temperature_B.masked_fill(temperature_B <= 0, 1.0)[:, None]
+    cumulated_BV = scaled_BV.softmax(dim=1).double().cumsum_(dim=1)
+    # Strictly above, so that a token of probability zero is never drawn.
+    below_B1 = (uniform_B * cumulated_BV[:, -1])[:, None]
+    token_B1 = torch.searchsorted(cumulated_BV, below_B1, right=True).clamp_(max=logits_BV.shape[1] - 1)
+    logprob_B = logits_BV.gather(1, token_B1)[:, 0] - logits_BV.logsumexp(dim=1)
+    return Choice(token_B1[:, 0], logprob_B)
 
 
 def _log_sum_exp(logits_BX: torch.Tensor, top_B: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
@@ -37,9 +38,10 @@ class EngineOptions:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU if torch sees one."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """`auto` is float32 on the CPU and float16 on a GPU. bfloat16 changes tokens."""
-    num_slots: int = 16
-    """Windows that decode at the same time; the decoder step always has this shape."""
+    """`auto` is float32 on the CPU and float16 on a GPU. Half precision changes some tokens."""
+    num_slots: int | None = None
+    """Windows that decode at the same time; the decoder step always has this shape. By default 16 on the CPU, and
+    on a GPU as many as fit into its free memory, 256 at most."""
     encoder_batch: int | None = None
     """Windows per encoder call, padded up to this count; by default 1 on the CPU and 16 on a GPU."""
 
@@ -50,7 +52,7 @@ class EngineOptions:
             raise ConfigError(
                 f"dtype is {self.dtype!r}; valid are 'auto', 'float32', 'float16' and 'bfloat16'"
             )
-        if self.num_slots < 1:
+        if self.num_slots is not None and self.num_slots < 1:
             raise ConfigError(f"num_slots is {self.num_slots}; it must be at least 1")
         if self.encoder_batch is not None and self.encoder_batch < 1:
             raise ConfigError(f"encoder_batch is {self.encoder_batch}; it must be at least 1")
@@ -72,12 +74,42 @@ class DecodeOptions:
     """Sample timestamp tokens under whisper's rules; False starts windows with `<|notimestamps|>`."""
     max_tokens: int = 224
     """Sampled tokens per window at most, EOT included; whisper's own limit is half of its text context."""
+    initial_prompt: str | None = None
+    """Text that is put before a window as its context: in the `fixed` plan before every window, in the
+    `reference` plan before a track's first one."""
+    state_layer: str = "decoder.ln"
+    """Whose output is a state, named as in openai-whisper: `decoder.ln` is the vector that gives the logits,
+    `decoder.blocks.K` the K-th block's output (the last block's is the same before its LayerNorm)."""
+    max_repeats: int | None = None
+    """Ends a window when its last tokens are one sequence (of at most 32 tokens) this many times in a row; None
+    lets it loop, like whisper."""
 
     def __post_init__(self) -> None:
         if self.task not in ("transcribe", "translate"):
             raise ConfigError(f"task is {self.task!r}; valid are 'transcribe' and 'translate'")
         if self.max_tokens < 1:
             raise ConfigError(f"max_tokens is {self.max_tokens}; it must be at least 1")
+        if self.max_repeats is not None and self.max_repeats < 2:
+            raise ConfigError(f"max_repeats is {self.max_repeats}; it must be at least 2")
+
+    def state_block(self, num_blocks: int) -> int | None:
+        """Index of the block whose output is a state; None: the final LayerNorm's.
+
+        Args:
+            num_blocks: Blocks of the model's decoder.
+
+        Raises:
+            ConfigError: `state_layer` names no layer of such a decoder.
+        """
+        if self.state_layer == "decoder.ln":
+            return None
+        match = re.fullmatch(r"decoder\.blocks\.(\d+)", self.state_layer)
+        if match is None or int(match[1]) >= num_blocks:
+            raise ConfigError(
+                f"state_layer is {self.state_layer!r}; this model has 'decoder.ln' and 'decoder.blocks.0' to "
+                f"'decoder.blocks.{num_blocks - 1}'"
+            )
+        return int(match[1])
 
 
 @dataclass(frozen=True)
@@ -109,11 +141,13 @@ class WindowResult:
     compression_ratio: float
     temperature: float
     states: np.ndarray
-    """Decoder output after the final LayerNorm, [n, d]; float32, or float16 where the engine computes so."""
+    """Output of `state_layer`, [n, d]; float32, or float16 where the engine computes so."""
     token_ids: np.ndarray
     """int32 [n]: the token that each state predicts; for the leading L0 - 1 the token that was fed."""
     kinds: np.ndarray
     """int8 [n]: a `Kind` for each state."""
+    ended: Literal["eot", "max_tokens", "repetition"]
+    """What ended the window; `repetition`: the guard `max_repeats`."""
 
 
 @dataclass(frozen=True)
@@ -122,12 +156,18 @@ class EngineStats:
 
     windows: int = 0
     """Windows finished."""
+    tokens: int = 0
+    """Tokens sampled, EOT included."""
     steps: int = 0
     """Decoder steps run."""
     slot_steps: int = 0
     """Slots computed over all steps, live or not."""
     live_slot_steps: int = 0
-    """Slots that held a window, over all steps."""
+    """Slots that fed a token of a window, over all steps."""
+    repetitions: int = 0
+    """Windows that the repetition guard ended."""
+    backoffs: int = 0
+    """Times that memory ran out and the engine went on with fewer slots."""
     encoder_s: float = 0.0
     """Seconds in the encoder. On a GPU the host's share only: the device runs behind."""
     decoder_s: float = 0.0
@@ -135,5 +175,5 @@ class EngineStats:
 
     @property
     def utilisation(self) -> float:
-        """Share of slot-steps that held a window, 0 to 1."""
+        """Share of slot-steps that fed a token of a window, 0 to 1."""
         return self.live_slot_steps / self.slot_steps if self.slot_steps else 0.0

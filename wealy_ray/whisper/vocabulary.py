@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from whisper.model import Whisper
@@ -83,6 +84,17 @@ class Vocabulary:
             task_token = self.tokenizer.transcribe if task == "transcribe" else self.tokenizer.translate
             tokens += [self.first_language + index, task_token]
         return tokens if timestamps else [*tokens, self.tokenizer.no_timestamps]
+
+    def prompt_tokens(self, text: str) -> list[int]:
+        """A prompt's token ids, as whisper encodes it."""
+        return self.tokenizer.encode(" " + text.strip())
+
+    def context(self, prompt: Sequence[int], *, at_most: int) -> list[int]:
+        """What stands before the start of transcript: the last `at_most` tokens of a prompt behind their mark.
+
+        Empty without a prompt.
+        """
+        return [self.tokenizer.sot_prev, *prompt[-at_most:]] if prompt else []
 
     def suppressed(self, *, timestamps: bool) -> list[int]:
         """Ids never sampled: non-speech symbols and control tokens (whisper's `suppress_tokens="-1"`)."""
