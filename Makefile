@@ -46,9 +46,16 @@ format: setup ## let ruff format and fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup ## benchmarks, JSON below runs/bench
+bench: setup ## all benchmarks, with the peers they compare with; JSON below runs/bench
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev,bench]'
+	$(PY) -m pytest tests/test_benchmarks.py
 	$(PY) benchmarks/engine.py --out runs/bench/engine.json
+	$(PY) benchmarks/engine.py --dtype bfloat16 --peers stock --out runs/bench/engine-bfloat16.json
+	$(PY) benchmarks/engine.py --plan reference --out runs/bench/reference.json
+	$(PY) benchmarks/encoder.py --out runs/bench/encoder.json
+	$(PY) benchmarks/feed.py --out runs/bench/feed.json
 	$(PY) benchmarks/pipeline.py --out runs/bench/pipeline.json
+	$(PY) benchmarks/pipeline.py --part peers --slots 16 --out runs/bench/peers.json
 
 clean: ## remove the environment, caches and runs
 	rm -rf .venv .cache runs .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

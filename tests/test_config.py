@@ -20,6 +20,18 @@ def test_overrides_replace_and_nest(tmp_path: Path) -> None:
     assert (recipe.engine.num_slots, recipe.decode.language, recipe.model) == (8, "es", "base")
 
 
+def test_timestamps_follow_the_window_plan_unless_told(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(MINIMAL)
+    for overrides, expected in (
+        ({}, False),
+        ({"windows.plan": "reference"}, True),
+        ({"decode.timestamps": True}, True),
+        ({"windows.plan": "reference", "decode.timestamps": False}, False),
+    ):
+        assert load_recipe(path, overrides).timestamps is expected
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_shipped_recipes_are_valid(path: Path) -> None:
     assert isinstance(load_recipe(path), ExtractRecipe)
@@ -39,6 +51,20 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
         (MINIMAL + "resources:\n  engine_min: 3\n", "engine_max .1. is below engine_min .3."),
         (MINIMAL + "resources:\n  engine_cpus: 0.5\n", "must differ, else Ray fuses the stages"),
         (MINIMAL + "windows:\n  hop_s: 31\n", "'windows.hop_s' is 31"),
+        (MINIMAL + "windows:\n  plan: seek\n", "the window plan must be 'fixed' or 'reference'"),
+        (
+            MINIMAL + "windows:\n  pad_to_s: 3\n",
+            "unknown key 'windows.pad_to_s'; valid keys here are plan, hop_s",
+        ),
+        (
+            MINIMAL + "windows:\n  plan: reference\n  hop_s: 20\n",
+            "unknown key 'windows.hop_s'; valid keys here are plan, condition_on_previous_text",
+        ),
+        (
+            MINIMAL + "windows:\n  plan: reference\n  temperatures: [-1]\n",
+            "'windows.temperatures.0' is -1: input should be greater than or equal to 0",
+        ),
+        (MINIMAL + "decode:\n  max_repeats: 1\n", "'decode.max_repeats' is 1"),
         (MINIMAL + "max_failure_rate: .nan\n", "'max_failure_rate' is nan"),
         (
             MINIMAL + "audio:\n  decode_memory_mb: 80\n",

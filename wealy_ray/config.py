@@ -9,15 +9,18 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
+    NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    Tag,
     ValidationError,
     field_validator,
     model_validator,
@@ -80,11 +83,51 @@ class AudioSettings(Settings):
         return self
 
 
-class WindowSettings(Settings):
-    """The `fixed` window plan: independent 30 s windows."""
+class FixedWindows(Settings):
+    """The `fixed` window plan: independent 30 s windows. Part of the extractor id."""
 
+    plan: Literal["fixed"] = "fixed"
     hop_s: float = Field(default=25.0, gt=0, le=WINDOW_S)
-    """Distance of two window starts; 25 s leaves an overlap of 5 s. Part of the extractor id."""
+    """Distance of two window starts; 25 s leaves an overlap of 5 s."""
+
+
+class ReferenceWindows(Settings):
+    """The `reference` window plan: `whisper.transcribe`, by its names and with its defaults.
+
+    A window begins where the last one's timestamps end, and takes its text as context. Part of the extractor id.
+    """
+
+    plan: Literal["reference"]
+    condition_on_previous_text: bool = True
+    temperatures: tuple[NonNegativeFloat, ...] = Field(default=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0), min_length=1)
+    """Tried in turn until an attempt is accepted; `[0.0]` turns fallback off."""
+    compression_ratio_threshold: float | None = 2.4
+    logprob_threshold: float | None = -1.0
+    no_speech_threshold: float | None = 0.6
+    pad_to_s: PositiveFloat | None = None
+    """Shorter tracks are padded with silence to this length; WEALY's authors used 300."""
+    seed: int = 0
+    """Of the draws at temperatures above 0."""
+
+
+def _plan_of(windows: Any) -> str:
+    return (
+        str(windows.get("plan", "fixed")) if isinstance(windows, dict) else getattr(windows, "plan", "fixed")
+    )
+
+
+WindowSettings = Annotated[
+    Annotated[FixedWindows, Tag("fixed")] | Annotated[ReferenceWindows, Tag("reference")],
+    Discriminator(
+        _plan_of,
+        custom_error_type="unknown_plan",
+        custom_error_message="the window plan must be 'fixed' or 'reference'",
+    ),
+]
+"""One of the window plans; without `plan` it is `fixed`."""
+
+
+PLANS: dict[Any, type[Settings]] = {"fixed": FixedWindows, "reference": ReferenceWindows}
 
 
 class DecodeSettings(Settings):
@@ -94,10 +137,19 @@ class DecodeSettings(Settings):
     """Whisper language code that is forced on every track; None: detected once per track."""
     task: Literal["transcribe", "translate"] = "transcribe"
     """`translate` asks Whisper for English text."""
-    timestamps: bool = False
-    """Whether timestamp tokens are sampled; their states are stored then as well."""
+    timestamps: bool | None = None
+    """Whether timestamp tokens are sampled; their states are stored then as well. None: in the window plan
+    `reference`, which seeks by them, but not in `fixed`."""
     max_tokens: int = Field(default=224, ge=1, le=224)
     """At most so many sampled tokens per window."""
+    initial_prompt: str | None = None
+    """Text that Whisper is given as context: before every window of the plan `fixed`, before a track's first window
+    in `reference`. WEALY's authors used "lyrics:"."""
+    state_layer: str = "decoder.ln"
+    """Whose output is stored: `decoder.ln`, the vector that gives the logits, or `decoder.blocks.K` (the last
+    block's is the same before its LayerNorm)."""
+    max_repeats: int | None = Field(default=None, ge=2)
+    """Ends a window when it says one sequence this many times in a row; None lets it loop, like Whisper."""
 
 
 class EngineSettings(Settings):
@@ -107,8 +159,8 @@ class EngineSettings(Settings):
     """`auto`: the GPU where Ray gives the engine one."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """`auto`: float32 on a CPU, float16 on a GPU."""
-    num_slots: PositiveInt = 16
-    """Windows that are decoded at the same time."""
+    num_slots: PositiveInt | None = None
+    """Windows that are decoded at the same time; None: 16 on a CPU, on a GPU as many as fit, 256 at most."""
     encoder_batch: PositiveInt | None = None
     """Windows per encoder pass; None: 1 on a CPU, 16 on a GPU."""
     num_threads: PositiveInt | None = None
@@ -165,7 +217,7 @@ class ExtractRecipe(Settings):
     """An openai-whisper name, a `.pt` file or URI, a CTranslate2 folder, or `random-tiny` for trials."""
     storage: StorageSettings = StorageSettings()
     audio: AudioSettings = AudioSettings()
-    windows: WindowSettings = WindowSettings()
+    windows: WindowSettings = FixedWindows()
     decode: DecodeSettings = DecodeSettings()
     engine: EngineSettings = EngineSettings()
     resources: ExtractResources = ExtractResources()
@@ -179,6 +231,11 @@ class ExtractRecipe(Settings):
     """A track that kills its engine this many times, alone, becomes a failed row."""
     max_failure_rate: float = Field(default=0.05, ge=0, le=1)
     """The job exits non-zero when a larger share of the manifest's tracks failed."""
+
+    @property
+    def timestamps(self) -> bool:
+        """Whether timestamp tokens are sampled."""
+        return self.windows.plan == "reference" if self.decode.timestamps is None else self.decode.timestamps
 
 
 def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> ExtractRecipe:
@@ -241,14 +298,11 @@ def _set_dotted(data: dict[str, Any], key: str, value: Any) -> None:
 def _first_fault(error: ValidationError) -> str:
     """One sentence for the first fault, with the valid keys where a key is unknown."""
     fault = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in fault["loc"])
+    key = ".".join(str(part) for part in fault["loc"] if part not in PLANS)
     if fault["type"] == "extra_forbidden":
-        model: type[BaseModel] = ExtractRecipe
+        model: Any = ExtractRecipe
         for part in fault["loc"][:-1]:
-            inner = model.model_fields[str(part)].annotation
-            assert isinstance(inner, type)
-            assert issubclass(inner, BaseModel)
-            model = inner
+            model = PLANS[part] if part in PLANS else model.model_fields[str(part)].annotation
         return f"unknown key '{key}'; valid keys here are {', '.join(model.model_fields)}"
     if fault["type"] == "missing":
         return f"the key '{key}' is missing"

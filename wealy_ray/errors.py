@@ -120,6 +120,7 @@ TRACK_ERROR_TYPES = {
     "decoder_crashed": "the codec crashed its process",
     "decoder_timeout": "the codec did not finish in time",
     "decoder_out_of_memory": "the codec asked for more memory than allowed",
+    "invalid_states": "states are NaN, or too large for float16",
     "engine_crashed": "the track killed its engine process repeatedly, alone",
 }
 """Every `error_type` a failed row can carry, with its meaning."""

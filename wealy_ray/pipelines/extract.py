@@ -10,6 +10,7 @@ Everything that must survive the driver lies in the store; running the same reci
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -31,12 +32,13 @@ from wealy_ray.errors import (
     TransientError,
     WealyError,
 )
+from wealy_ray.pipelines.engine_stage import decode_options
 from wealy_ray.pipelines.ledger import Ledger
 from wealy_ray.pipelines.passes import PassRunner
 from wealy_ray.pipelines.session import Cluster, check_resources, connect
-from wealy_ray.pipelines.stages import StageContext
+from wealy_ray.pipelines.stages import ENGINE_COLUMN, StageContext
 from wealy_ray.progress import Progress
-from wealy_ray.report.extract_summary import ExtractSummary
+from wealy_ray.report.extract_summary import ExtractSummary, sum_engines
 from wealy_ray.report.run_record import RunRecord, now
 from wealy_ray.report.status import value_counts
 from wealy_ray.report.tables import counts_in_words
@@ -82,13 +84,24 @@ def prepare(recipe: ExtractRecipe) -> Prepared:
     loaded = load_whisper(recipe.model, read_bytes=storage.read)
     if recipe.decode.language is not None:
         Vocabulary.of(loaded.model).check_language(recipe.decode.language)
+    decode_options(recipe).state_block(loaded.model.dims.n_text_layer)
     spec = ExtractorSpec(
         weights_digest=loaded.digest,
         max_duration_s=recipe.audio.max_duration_s,
-        windows={"plan": "fixed", **recipe.windows.model_dump()},
-        decode=recipe.decode.model_dump(),
+        windows=recipe.windows.model_dump(),
+        decode=_decode_identity(recipe),
+        state_layer=recipe.decode.state_layer,
     )
     return Prepared(recipe, storage, manifest, spec)
+
+
+def _decode_identity(recipe: ExtractRecipe) -> dict[str, Any]:
+    """Decode settings as they name the extractor: what is not used is not named, so that new options keep old ids."""
+    decode = recipe.decode.model_dump(exclude={"state_layer"})
+    unused = {name for name in ("initial_prompt", "max_repeats") if decode[name] is None}
+    return {name: value for name, value in decode.items() if name not in unused} | {
+        "timestamps": recipe.timestamps
+    }
 
 
 def _check_audio_places(storage: Storage, manifest: Manifest) -> None:
@@ -150,6 +163,7 @@ class _Run:
     def __init__(self, job: Prepared, run_id: str, ledger: Ledger) -> None:
         self.job, self.run_id, self.ledger = job, run_id, ledger
         self.recipe, self.root = job.recipe, job.root
+        self.engines: dict[str, dict[str, float]] = {}
         self.summary = ExtractSummary(job.root, len(job.manifest), done_before=ledger.done_before)
 
     def execute(self, cluster: Cluster | None, began_s: float) -> ExtractSummary:
@@ -188,6 +202,7 @@ class _Run:
 
         def on_receipt(rows: pa.Table | None) -> None:
             if rows is not None:
+                rows = self._note_engines(rows)
                 ledger.receive(rows)
                 failed = pc.sum(pc.equal(rows["status"], "failed")).as_py() or 0
                 audio_s = pc.sum(rows["duration_s"]).as_py() or 0.0
@@ -208,6 +223,18 @@ class _Run:
             summary.work_s = time.monotonic() - work_began_s
             summary.adopted = ledger.adopted
             progress.close()
+
+    def _note_engines(self, rows: pa.Table) -> pa.Table:
+        """Keeps each engine's latest counters; returns the receipt without them."""
+        if ENGINE_COLUMN not in rows.column_names:
+            return rows
+        for text in set(rows[ENGINE_COLUMN].to_pylist()):
+            counters = json.loads(text)
+            engine = counters.pop("engine")
+            if counters["steps"] >= self.engines.get(engine, counters)["steps"]:
+                self.engines[engine] = counters
+        self.summary.engine = sum_engines(self.engines.values())
+        return rows.drop_columns([ENGINE_COLUMN])
 
     def _reconcile(self) -> None:
         """Tracks in = ok + failed, each once, in the index as it lies in the store."""

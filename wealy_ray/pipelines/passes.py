@@ -21,9 +21,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from wealy_ray.errors import ClusterError, ReconciliationError, TransientError
+from wealy_ray.pipelines.engine_stage import EngineStage, SoloExtractor
 from wealy_ray.pipelines.flight import Suspects, clear_records, flying
 from wealy_ray.pipelines.session import Cluster, engine_gpus, find_cause, find_fault
-from wealy_ray.pipelines.stages import EngineStage, SoloExtractor, StageContext, decode_tracks, write_tracks
+from wealy_ray.pipelines.stages import StageContext, decode_tracks, write_tracks
 from wealy_ray.storage import Storage
 from wealy_ray.store import TrackStates, write_shard
 

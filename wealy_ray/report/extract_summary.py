@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from wealy_ray.report.tables import counts_in_words, two_columns
@@ -25,6 +26,7 @@ class ExtractSummary:
         work_s: Of them, seconds in which tracks were worked on (0: nothing was left to do).
         work_tracks: Tracks that this run worked on.
         work_audio_s: Seconds of audio that this run worked on.
+        engine: What the run's engines counted, summed (see `sum_engines`).
     """
 
     root: str
@@ -41,6 +43,19 @@ class ExtractSummary:
     work_s: float = 0.0
     work_tracks: int = 0
     work_audio_s: float = 0.0
+    engine: dict[str, float] = field(default_factory=dict)
+
+
+def sum_engines(counters: Iterable[dict[str, float]]) -> dict[str, float]:
+    """Sums what several engines counted (`EngineStats`), and adds `engines` and `slot_utilisation`."""
+    totals: dict[str, float] = {"engines": 0}
+    for one in counters:
+        totals["engines"] += 1
+        for name, count in one.items():
+            totals[name] = totals.get(name, 0) + count
+    if totals.get("slot_steps"):
+        totals["slot_utilisation"] = round(totals["live_slot_steps"] / totals["slot_steps"], 4)
+    return totals
 
 
 def extract_table(s: ExtractSummary) -> str:
@@ -60,6 +75,18 @@ def extract_table(s: ExtractSummary) -> str:
             ("done before", f"{s.done_before} tracks" if s.done_before else ""),
             ("adopted", f"{s.adopted} tracks of a run that had died" if s.adopted else ""),
             ("speed", speed),
+            ("engine", _engine_in_words(s.engine)),
             ("time", f"{s.wall_s:.1f} s, of which {s.work_s:.1f} s on tracks"),
         ],
     )
+
+
+def _engine_in_words(engine: dict[str, float]) -> str:
+    if "slot_utilisation" not in engine:
+        return ""
+    words = f"{engine['windows']:,.0f} windows, slots {engine['slot_utilisation']:.0%} busy"
+    if engine["repetitions"]:
+        words += f", {engine['repetitions']:,.0f} windows ended as they repeated themselves"
+    if engine["backoffs"]:
+        words += f", memory ran out {engine['backoffs']:.0f} times: lower engine.num_slots"
+    return words

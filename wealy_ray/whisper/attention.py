@@ -89,15 +89,15 @@ class Cache:
         """
         (run,) = runs  # all rows, so that the step keeps one shape
         keys, values = self.keys_LBHSK[layer, :, :, : run.length], self.values[layer, :, :, : run.length]
-        mask = None if bias_BS is None else bias_BS[:, None, None, : run.length].to(query_BHK.dtype)
+        mask = None if bias_BS is None else bias_BS[:, None, None, : run.length].to(keys.dtype)
         attended = torch.nn.functional.scaled_dot_product_attention(
-            query_BHK[:, :, None], keys, values, attn_mask=mask, scale=1.0
+            query_BHK[:, :, None].to(keys.dtype), keys, values, attn_mask=mask, scale=1.0
         )
-        return attended.flatten(1)
+        return attended.flatten(1).to(query_BHK.dtype)
 
 
 class ColumnCache(Cache):
-    """The layout of a CPU: values transposed, [B, H, K, S], so that both products are matrix times column.
+    """The layout of a CPU: float32, values transposed, [B, H, K, S]; both products are matrix times column.
 
     Attention waits for memory there, and its products are per row and head, so leaving out rows that are free
     and positions that a row has not reached changes no bits.
@@ -135,12 +135,12 @@ class ColumnCache(Cache):
         attended_BHK = torch.zeros_like(query_BHK)
         for run in runs:
             keys = self.keys_LBHSK[layer, run.rows, :, : run.length]
-            scores_bHS = _products(keys, query_BHK[run.rows]).float()
+            scores_bHS = _products(keys, query_BHK[run.rows].to(keys.dtype))
             if bias_BS is not None:
                 scores_bHS += bias_BS[run.rows, None, : run.length]
-            weights_bHS = scores_bHS.softmax(dim=2).to(query_BHK.dtype)
+            weights_bHS = scores_bHS.softmax(dim=2)
             values = self.values[layer, run.rows, :, :, : run.length]
-            attended_BHK[run.rows] = _products(values, weights_bHS)
+            attended_BHK[run.rows] = _products(values, weights_bHS).to(query_BHK.dtype)
         return attended_BHK.flatten(1)
 
 

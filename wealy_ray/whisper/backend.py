@@ -112,7 +112,7 @@ class _PinnedCopy(Copy):
     @override
     def wait(self) -> list[Tensor]:
         self._event.synchronize()
-        return self.tensors
+        return [tensor.clone() for tensor in self.tensors]  # pinned memory is scarce: it goes back at once
 
 
 class CudaBackend(Backend):
@@ -147,6 +147,7 @@ class CudaBackend(Backend):
     def capture(self, work: Callable[[], None], lane: Lane) -> Callable[[], None]:
         """Capture `work` as a CUDA graph; it must write to tensors that stay where they are."""
         stream = self._streams[lane]
+        torch.cuda.synchronize(self.device)  # what it works on was made on another stream
         with torch.cuda.stream(stream):
             for _ in range(2):  # libraries choose and load their kernels outside the graph
                 work()
@@ -184,9 +185,10 @@ class CudaBackend(Backend):
     @override
     def upload(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         if not tensor.is_cuda:
-            # A view of the caller's memory may change once this returns; pinned memory is ours.
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, dtype or tensor.dtype, non_blocking=True)
+            tensor = tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(
+            dtype or tensor.dtype
+        )  # cast there: it is faster, and a cast copy would not be pinned
 
     @override
     def fetch(self, tensors: Sequence[Tensor]) -> Copy:
@@ -197,6 +199,7 @@ class CudaBackend(Backend):
         super().free_memory()
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()
+        self._pools = {lane: torch.cuda.graph_pool_handle() for lane in self._streams}
 
 
 def backend_for(options: EngineOptions) -> Backend:
@@ -215,4 +218,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the device, or the host, has no memory left."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch's CPU allocator
+    if "can't allocate memory" in str(error):  # torch's CPU allocator
+        return True
+    # A graph that is being captured fails with an error of its own after that.
+    return error.__context__ is not None and is_out_of_memory(error.__context__)

@@ -83,7 +83,9 @@ class SlotDecoder:
         self.weights = DecoderWeights.of(model.decoder, place, positions=self.length)
         layout = Cache if backend.is_static else ColumnCache
         heads, width = dims.n_text_head, dims.n_text_state // dims.n_text_head
-        cache = partial(layout, dims.n_text_layer, rows, heads, width=width, device=device, dtype=dtype)
+        # torch reads float32 more than twice as fast as bfloat16 in these products on a CPU.
+        cached = torch.float32 if device.type == "cpu" else dtype
+        cache = partial(layout, dims.n_text_layer, rows, heads, width=width, device=device, dtype=cached)
         self.own: Cache = cache(length=self.length)
         self.cross: Cache = cache(length=dims.n_audio_ctx)
         self.rows = Rows(rows, self.length, options.max_tokens, dims.n_text_state, dtype=dtype, device=device)

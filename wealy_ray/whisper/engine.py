@@ -72,6 +72,8 @@ class Engine:
         self._ready = threading.Event()
         self._batcher: Batcher | None = None
         self._former_stats = EngineStats()
+        self.num_slots = options.num_slots or 0
+        """Windows that decode at the same time; when the options leave it open, known once the engine is ready."""
         self._num_threads = torch.get_num_threads()
 
     @property
@@ -277,6 +279,7 @@ class Engine:
                 backend=self.backend,
                 dtype=self.dtype,
             )
+            self.num_slots = num_slots
             self._ready.set()
             while self._wait_for_work(self._batcher):
                 self._batcher.turn(self._take)

@@ -51,7 +51,8 @@ def feed_prompt(
 
 def _attend(query_HPK: Tensor, keys_HSK: Tensor, values_HSK: Tensor, *, is_causal: bool) -> Tensor:
     """[P, D] from scaled queries."""
+    query = query_HPK[None].to(keys_HSK.dtype)
     attended_HPK = scaled_dot_product_attention(
-        query_HPK[None], keys_HSK[None], values_HSK[None], is_causal=is_causal, scale=1.0
+        query, keys_HSK[None], values_HSK[None], is_causal=is_causal, scale=1.0
     )[0]
-    return attended_HPK.transpose(0, 1).flatten(1)
+    return attended_HPK.transpose(0, 1).flatten(1).to(query_HPK.dtype)
