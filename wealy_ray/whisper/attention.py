@@ -68,8 +68,9 @@ class Cache:
 
     def append(self, layer: int, position_B: Tensor, key_BHK: Tensor, value_BHK: Tensor) -> None:
         """Write one position of every row."""
-        self.keys_LBHSK[layer][self.row_B, :, position_B] = key_BHK
-        self.values[layer][self.row_B, :, position_B] = value_BHK
+        dtype = self.values.dtype
+        self.keys_LBHSK[layer][self.row_B, :, position_B] = key_BHK.to(dtype)
+        self.values[layer][self.row_B, :, position_B] = value_BHK.to(dtype)
 
     def row(self, layer: int, row: int) -> tuple[Tensor, Tensor]:
         """Keys and values of one row, [H, S, K] each."""
@@ -123,8 +124,9 @@ class ColumnCache(Cache):
 
     @override
     def append(self, layer: int, position_B: Tensor, key_BHK: Tensor, value_BHK: Tensor) -> None:
-        self.keys_LBHSK[layer][self.row_B, :, position_B] = key_BHK
-        self.values[layer][self.row_B, :, :, position_B] = value_BHK
+        dtype = self.values.dtype
+        self.keys_LBHSK[layer][self.row_B, :, position_B] = key_BHK.to(dtype)
+        self.values[layer][self.row_B, :, :, position_B] = value_BHK.to(dtype)
 
     @override
     def row(self, layer: int, row: int) -> tuple[Tensor, Tensor]:
