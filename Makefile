@@ -55,7 +55,7 @@ bench: setup ## all benchmarks, with the peers they compare with; JSON below run
 	$(PY) benchmarks/encoder.py --out runs/bench/encoder.json
 	$(PY) benchmarks/feed.py --out runs/bench/feed.json
 	$(PY) benchmarks/pipeline.py --out runs/bench/pipeline.json
-	$(PY) benchmarks/pipeline.py --part peers --slots 16 --out runs/bench/peers.json
+	$(PY) benchmarks/pipeline.py --peers --slots 16 --out runs/bench/peers.json
 
 clean: ## remove the environment, caches and runs
 	rm -rf .venv .cache runs .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -33,6 +33,8 @@ from benchmarks.parts.variants import InProcess, InWorkers, Variant
 from benchmarks.parts.workers import WorkerOptions, environment
 from benchmarks.peers import log_mels
 from wealy_ray.errors import WealyError
+from wealy_ray.whisper.backend import Backend
+from wealy_ray.whisper.encoder import prepared_encoder
 
 
 def makers(arguments: argparse.Namespace) -> dict[str, Callable[[], Variant]]:
@@ -56,6 +58,11 @@ def makers(arguments: argparse.Namespace) -> dict[str, Callable[[], Variant]]:
             encoder = torch.compile(copy.deepcopy(model.encoder), options=config)
             return InProcess(encoder, mels, threads=threads, is_compiled=True)
 
+    def prepared(dtype: torch.dtype) -> Variant:
+        """What the engine runs: linear maps and attention through oneDNN."""
+        encoder = prepared_encoder(model.encoder, Backend(), dtype, model.dims.n_audio_ctx)
+        return InProcess(encoder, [mel.to(dtype) for mel in mels], threads=threads)
+
     def workers(*chosen: WorkerOptions) -> Variant:
         return InWorkers(list(chosen), mels)
 
@@ -66,6 +73,8 @@ def makers(arguments: argparse.Namespace) -> dict[str, Callable[[], Variant]]:
         "mkldnn_off": partial(here, context=partial(torch.backends.mkldnn.flags, enabled=False)),
         "bfloat16": half,
         "bfloat16_batch_4": partial(half, batch=4),
+        "engine": partial(prepared, torch.float32),
+        "engine_bfloat16": partial(prepared, torch.bfloat16),
         "compiled": compiled,
         "compiled_frozen": partial(compiled, freezing=True),
         "worker": partial(workers, options(threads)),

@@ -133,6 +133,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--part", choices=["speed", "memory", "both", "peers"], default="both")
+    parser.add_argument("--peers", dest="part", action="store_const", const="peers", help="as --part peers")
     parser.add_argument("--songs", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--slots", type=int, default=8)

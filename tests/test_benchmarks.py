@@ -66,12 +66,13 @@ def test_engine_benchmark_refuses_a_peer_it_does_not_know(tmp_path: Path) -> Non
 
 
 def test_encoder_benchmark(tmp_path: Path) -> None:
-    variants = "fp32,batch_2,threads_1,bfloat16,two_processes"
+    variants = "fp32,batch_2,engine,bfloat16,two_processes"
     small = f"--weights random-tiny --windows 2 --rounds 1 --threads 2 --variants {variants}"
     result = run("encoder.py", *small.split(), out=tmp_path / "encoder.json")
     assert result["variants"].keys() == set(variants.split(","))
     assert result["variants"]["fp32"]["relative_l2"] == 0
     assert result["variants"]["two_processes"]["relative_l2"] < 1e-5
+    assert result["variants"]["engine"]["relative_l2"] < 1e-4
     assert 0 < result["variants"]["bfloat16"]["relative_l2"] < 0.1
 
 

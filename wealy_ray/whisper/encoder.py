@@ -31,7 +31,7 @@ class BatchEncoder:
     def __init__(self, model: Whisper, batch: int, *, backend: Backend, dtype: torch.dtype):
         self.batch, self.backend, self.dtype = batch, backend, dtype
         rows = batch * model.dims.n_audio_ctx
-        self._encoder = _prepared(model.encoder, backend, dtype, rows)
+        self._encoder = prepared_encoder(model.encoder, backend, dtype, rows)
         mel_shape = (model.dims.n_mels, 2 * model.dims.n_audio_ctx)
         self._mels_BMN = torch.zeros((batch, *mel_shape), device=backend.device, dtype=dtype)
         features_shape = (model.dims.n_audio_ctx, model.dims.n_audio_state)
@@ -103,7 +103,7 @@ class _OneDnnAttention(nn.Module):
         return self.out(attended_BAHK.flatten(2)), None
 
 
-def _prepared(encoder: AudioEncoder, backend: Backend, dtype: torch.dtype, rows: int) -> nn.Module:
+def prepared_encoder(encoder: AudioEncoder, backend: Backend, dtype: torch.dtype, rows: int) -> nn.Module:
     """A copy with linear and convolution weights in `dtype`; linear maps packed for `rows` where that helps."""
     # One copy per engine: the model stays as it is, and may be on another device.
     encoder = copy.deepcopy(encoder).to(backend.device)
