@@ -121,6 +121,7 @@ TRACK_ERROR_TYPES = {
     "decoder_timeout": "the codec did not finish in time",
     "decoder_out_of_memory": "the codec asked for more memory than allowed",
     "invalid_states": "states are NaN, or too large for float16",
+    "too_many_windows": "more windows than a row can number (32,767)",
     "engine_crashed": "the track killed its engine process repeatedly, alone",
 }
 """Every `error_type` a failed row can carry, with its meaning."""

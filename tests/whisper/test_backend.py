@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from wealy_ray.whisper import (
     WindowResult,
     transcribe_tracks,
 )
-from wealy_ray.whisper.decoder import SlotDecoder, Step
+from wealy_ray.whisper.backend import is_out_of_memory
+from wealy_ray.whisper.decoder import SlotDecoder
+from wealy_ray.whisper.encoder import BatchEncoder
 
 CPU = EngineOptions(device="cpu", num_slots=4)
 
@@ -84,24 +87,36 @@ def test_the_reference_plan_runs_on_replayed_steps(tiny: Whisper) -> None:
         assert [result.tokens for result in ours.results] == [result.tokens for result in other.results]
 
 
-@pytest.mark.parametrize("backend", [None, GpuShaped()])
+PLACES = [
+    (SlotDecoder, "run", 9),
+    (SlotDecoder, "fill", 6),
+    (SlotDecoder, "read", 3),
+    (BatchEncoder, "encode", 5),
+]
+
+
+@pytest.mark.parametrize(("owner", "method", "call"), PLACES, ids=[method for _, method, _ in PLACES])
+@pytest.mark.parametrize("backend", [None, GpuShaped()], ids=["cpu", "gpu-shaped"])
 def test_memory_that_runs_out_once_costs_no_window(
     model: Whisper,
     windows: list[torch.Tensor],
     backend: GpuShaped | None,
+    owner: type,
+    method: str,
+    call: int,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     options = DecodeOptions(timestamps=False, max_tokens=30)
     expected = decode_all(model, windows, 4, options)
-    run, calls = SlotDecoder.run, iter(range(1000))
+    original, calls = getattr(owner, method), iter(range(1000))
 
-    def run_out(decoder: SlotDecoder, step: Step, count: int) -> None:
-        if next(calls) == 9:
+    def run_out(*arguments: object) -> object:
+        if next(calls) == call:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore about it")
-        run(decoder, step, count)
+        return original(*arguments)
 
-    monkeypatch.setattr(SlotDecoder, "run", run_out)
+    monkeypatch.setattr(owner, method, run_out)
     with caplog.at_level(logging.WARNING), Engine(model, CPU, options, backend=backend) as engine:
         languages = [engine.detect_language(window) for window in windows[:2]]
         futures = [engine.submit(window) for window in windows]
@@ -128,3 +143,30 @@ def test_memory_that_runs_out_twice_ends_the_engine(monkeypatch: pytest.MonkeyPa
             future.result(timeout=60)
         assert engine.has_failed
         assert engine.stats().backoffs == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("x"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_every_way_of_saying_that_memory_is_gone_is_understood(error: Exception) -> None:
+    later = RuntimeError("operation failed due to a previous error during capture")
+    later.__context__ = error
+    assert is_out_of_memory(error)
+    assert is_out_of_memory(later)
+    assert not is_out_of_memory(RuntimeError("an illegal memory access was encountered"))
+
+
+def test_a_closed_engine_gives_its_memory_back(tiny: Whisper) -> None:
+    engine = Engine(tiny, CPU, DecodeOptions(max_tokens=5)).start()
+    assert engine.submit(noise(1)[0]).result(timeout=60).tokens
+    caches = weakref.ref(engine._batcher.decoder)
+    engine.close()
+    assert caches() is None
+    assert engine.stats().windows == 1

@@ -71,6 +71,15 @@ def test_a_cancelled_window_costs_its_neighbours_nothing(tiny: Whisper) -> None:
         assert futures[-1].cancelled()
 
 
+def test_who_waits_for_the_language_of_a_cancelled_window_is_told(tiny: Whisper) -> None:
+    engine = Engine(tiny, CPU, SHORT)  # not started: the window waits
+    future = engine.submit(noise(1)[0])
+    assert future.cancel()
+    engine.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        future.language.result(timeout=10)
+
+
 def test_many_threads_submit_at_once(tiny: Whisper) -> None:
     windows = noise(12)
     expected = decode_all(tiny, windows, 2, SHORT)

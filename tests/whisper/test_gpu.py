@@ -48,14 +48,15 @@ def test_half_precision_agrees_with_float32(base: Whisper, mels: list[torch.Tens
 
 
 def test_steps_do_not_wait_for_the_host(tiny: Whisper) -> None:
-    decoder = SlotDecoder(
-        tiny, Vocabulary.of(tiny), DecodeOptions(), 4, backend=CudaBackend(), dtype=torch.float16
-    )
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        decoder.run(Step(longest=0), 200)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with torch.inference_mode():  # as in the engine's thread
+        decoder = SlotDecoder(
+            tiny, Vocabulary.of(tiny), DecodeOptions(), 4, backend=CudaBackend(), dtype=torch.float16
+        )
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            decoder.run(Step(longest=0), 200)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def test_slots_are_chosen_from_free_memory(tiny: Whisper) -> None:

@@ -22,7 +22,11 @@ def test_a_prompt_is_what_it_is_in_stock(
     options = DecodeOptions(initial_prompt="lyrics:", language=language, timestamps=True, max_tokens=20)
     with Engine(base, CPU, options) as engine:
         (results,) = decode_tracks(engine, [torch.stack(features[:3])])
-    language = results[0].language
+    if language is None:  # whisper asks for it without the prompt
+        _, probabilities = base.detect_language(features[0])
+        language, probability = max(probabilities.items(), key=lambda item: item[1])
+        assert results[0].language == language
+        assert results[0].language_probability == pytest.approx(probability, abs=1e-5)
     for ours, window in zip(results, features[:3], strict=True):
         states: list[np.ndarray] = []
         hook = base.decoder.ln.register_forward_hook(lambda _m, _a, out, s=states: s.append(out[0].numpy()))
@@ -102,3 +106,8 @@ def test_the_guard_cuts_a_loop_and_says_so(times: int) -> None:
 def test_a_guard_that_would_cut_everything_is_refused() -> None:
     with pytest.raises(ConfigError, match="max_repeats is 1; it must be at least 2"):
         DecodeOptions(max_repeats=1)
+
+
+def test_a_prompt_that_spells_special_tokens_is_refused(tiny: Whisper) -> None:
+    with pytest.raises(ConfigError, match="may not spell special tokens"):
+        Engine(tiny, CPU, DecodeOptions(initial_prompt="<|en|> lyrics"))

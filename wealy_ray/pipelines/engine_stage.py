@@ -31,6 +31,8 @@ from wealy_ray.pipelines.stages import (
 from wealy_ray.store import TrackStates, WindowInfo
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from wealy_ray.whisper import DecodeOptions, Engine, Language, WindowResult
 
 
@@ -71,9 +73,13 @@ async def _hear_fixed_windows(engine: Engine, samples: np.ndarray, hop_s: float)
     from wealy_ray.whisper import Language, decode_track
 
     windows = plan_windows(len(samples), hop_s)
-    mels = await asyncio.to_thread(
-        log_mel_windows, samples, windows, n_mels=engine.dims.n_mels, device=engine.device
-    )
+
+    def log_mels() -> Tensor:
+        with engine.feature_gate:
+            mels = log_mel_windows(samples, windows, n_mels=engine.dims.n_mels, device=engine.device)
+            return mels.cpu()  # most wait for a slot: not on the device
+
+    mels = await asyncio.to_thread(log_mels)
     results = await decode_track(engine, mels)
     starts_s = [window.start / SAMPLE_RATE_HZ for window in windows]
     duration_s = len(samples) / SAMPLE_RATE_HZ
@@ -141,9 +147,13 @@ class EngineStage:
                 f"the engine cannot start on {platform.node()} ({e.__cause__}); lower engine.num_slots or "
                 "engine.encoder_batch, or give it a larger device"
             ) from e
-        self.numerics = (
-            f"{device} {self.engine.dtype} slots={self.engine.num_slots} torch={torch.__version__}"
-        )
+
+    def _numerics(self) -> str:
+        """What may change rounding, as it is now: an engine that ran out of memory has fewer slots."""
+        import torch
+
+        engine = self.engine
+        return f"{engine.device.type} {engine.dtype} slots={engine.num_slots} torch={torch.__version__}"
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         """`PCM_SCHEMA` -> shard schema and the columns that ride along; one row per track, in order."""
@@ -157,19 +167,21 @@ class EngineStage:
             await asyncio.to_thread(self.recorder.end, ids)
         table = pa.concat_tables([track.to_row(pa.py_buffer(track.states.tobytes())) for track in tracks])
         report = json.dumps({"engine": self.id, **asdict(self.engine.stats())})
-        for name, value in ((NUMERICS_COLUMN, self.numerics), (ENGINE_COLUMN, report)):
+        for name, value in ((NUMERICS_COLUMN, self._numerics()), (ENGINE_COLUMN, report)):
             table = table.append_column(name, pa.array([value] * len(ids), pa.string()))
         return table
 
     async def _extract(self, row: pa.Table) -> TrackStates:
+        from wealy_ray.whisper.backend import is_out_of_memory
+
         fields = {name: row[name][0].as_py() for name in PCM_SCHEMA.names if name != "samples"}
         if fields["error_type"] is not None:
             return _failed_track(fields)
         samples = np.frombuffer(row["samples"][0].as_buffer(), np.float32)
         try:
             heard = await hear(self.engine, samples, self.context.recipe)
-        except Exception:
-            if self.engine.has_failed:
+        except Exception as e:
+            if self.engine.has_failed or is_out_of_memory(e):
                 # the device may be beyond use (out of memory, a fault): end like any dead engine, so that Ray
                 # starts another one, and so that the flight record names a track that does this again
                 logging.getLogger(__name__).exception("the engine failed; ending its process")
@@ -200,6 +212,10 @@ def _ok_track(fields: dict[str, Any], duration_s: float, heard: Heard, dim: int)
         for number, result in enumerate(results)
         if result.ended == "repetition"
     ]
+    if len(results) > np.iinfo(np.int16).max:
+        raise TrackError(
+            "too_many_windows", f"the track has {len(results)} windows; a row numbers them up to 32767"
+        )
     lengths = [len(result.states) for result in results]
     with np.errstate(over="ignore"):
         halves = [result.states.astype(np.float16) for result in results]

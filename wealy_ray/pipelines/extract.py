@@ -82,8 +82,11 @@ def prepare(recipe: ExtractRecipe) -> Prepared:
     storage.check_folder(recipe.store)
     _check_audio_places(storage, manifest)
     loaded = load_whisper(recipe.model, read_bytes=storage.read)
+    vocabulary = Vocabulary.of(loaded.model)
     if recipe.decode.language is not None:
-        Vocabulary.of(loaded.model).check_language(recipe.decode.language)
+        vocabulary.check_language(recipe.decode.language)
+    if recipe.decode.initial_prompt is not None:
+        vocabulary.prompt_tokens(recipe.decode.initial_prompt)
     decode_options(recipe).state_block(loaded.model.dims.n_text_layer)
     spec = ExtractorSpec(
         weights_digest=loaded.digest,

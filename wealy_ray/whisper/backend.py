@@ -24,7 +24,11 @@ Lane = Literal["encoder", "decoder"]
 """Two queues of work that may overlap; within one, work runs in order."""
 
 GPU_MEMORY_SHARE = 0.6
-"""Of the memory that is free once the weights are loaded, what the slots may take; encoder and graphs need the rest."""
+"""Of the free memory that the weights leave, what the slots may take; encoder, graphs and features need the rest."""
+
+
+OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
+"""What the errors of CUDA, its libraries and torch's CPU allocator say; only torch's CUDA allocator has a class."""
 
 
 class Copy:
@@ -59,7 +63,7 @@ class Backend:
     packs = True
     """Whether linear maps are packed for oneDNN (see `linear`)."""
 
-    def num_slots(self, bytes_per_slot: int) -> int:  # noqa: ARG002 - a GPU asks for it
+    def num_slots(self, bytes_per_slot: int, weights_bytes: int) -> int:  # noqa: ARG002 - a GPU asks for them
         """Slots to take when the recipe names no number: 16, where the gain of more has levelled off."""
         return 16
 
@@ -89,6 +93,9 @@ class Backend:
     def fetch(self, tensors: Sequence[Tensor]) -> Copy:
         """Begin to copy tensors to the host."""
         return Copy([tensor.clone() for tensor in tensors])
+
+    def synchronize(self) -> None:
+        """Wait until everything that was queued is done."""
 
     def free_memory(self) -> None:
         """Give memory back after tensors were dropped."""
@@ -137,10 +144,10 @@ class CudaBackend(Backend):
         self._pools = {lane: torch.cuda.graph_pool_handle() for lane in self._streams}
 
     @override
-    def num_slots(self, bytes_per_slot: int) -> int:
-        """As many as fit into `GPU_MEMORY_SHARE` of the free memory, at most 256, in multiples of 8."""
+    def num_slots(self, bytes_per_slot: int, weights_bytes: int) -> int:
+        """As many as fit into `GPU_MEMORY_SHARE` of what the weights leave, at most 256, in multiples of 8."""
         free_bytes, _ = torch.cuda.mem_get_info(self.device)
-        fitting = int(free_bytes * GPU_MEMORY_SHARE) // bytes_per_slot
+        fitting = int((free_bytes - weights_bytes) * GPU_MEMORY_SHARE) // bytes_per_slot
         return max(1, min(256, fitting // 8 * 8 or fitting))
 
     @override
@@ -195,9 +202,12 @@ class CudaBackend(Backend):
         return _PinnedCopy(tensors)
 
     @override
+    def synchronize(self) -> None:
+        torch.cuda.synchronize(self.device)
+
+    @override
     def free_memory(self) -> None:
         super().free_memory()
-        torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()
         self._pools = {lane: torch.cuda.graph_pool_handle() for lane in self._streams}
 
@@ -218,7 +228,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the device, or the host, has no memory left."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    if "can't allocate memory" in str(error):  # torch's CPU allocator
+    if any(words in str(error) for words in OUT_OF_MEMORY):
         return True
     # A graph that is being captured fails with an error of its own after that.
-    return error.__context__ is not None and is_out_of_memory(error.__context__)
+    return any(is_out_of_memory(former) for former in (error.__cause__, error.__context__) if former)

@@ -78,6 +78,8 @@ class Batcher:
         self.stats = EngineStats()
         self.encoder = BatchEncoder(model, encoder_batch, backend=backend, dtype=dtype)
         self.decoder = SlotDecoder(model, vocabulary, decode, num_slots, backend=backend, dtype=dtype)
+        self._taken: dict[Request, None] = {}
+        """In order of arrival: everything that was taken and not handed out."""
         self._slots: list[Decoding | None] = [None] * num_slots
         self._encoded: deque[_Encoded] = deque()
         self._encodings: deque[tuple[Encoding, Tensor, torch.cuda.Event | None]] = deque()
@@ -103,11 +105,8 @@ class Batcher:
         self._count(decoder_s=time.perf_counter() - started_s - encoder_s)
 
     def unfinished(self) -> list[Request]:
-        """Everything that was taken and not handed out; it can be started anew."""
-        ended = [ended.request for ended in self._ended]
-        slots = [request for request in self._slots if request is not None]
-        encoded = [encoded.request for encoded in self._encoded]
-        return [*ended, *slots, *(encoding for encoding, _, _ in self._encodings), *encoded]
+        """Everything that was taken and not handed out, in order of arrival; it can be started anew."""
+        return list(self._taken)
 
     def _fill_slots(self, take: Take) -> None:
         may_wait = not any(self._slots)  # live rows do not wait for the encoder
@@ -139,6 +138,7 @@ class Batcher:
         batch = take(self.encoder.batch)
         if not batch:
             return False
+        self._taken.update(dict.fromkeys(batch))
         started_s = time.perf_counter()
         with self.backend.queue("encoder"):
             mels = [request.window for request in batch if tuple(request.window.shape) == self.mel_shape]
@@ -148,7 +148,9 @@ class Batcher:
             is_mel = tuple(request.window.shape) == self.mel_shape
             features_AD = next(features) if is_mel else request.window
             if isinstance(request, Encoding):
-                self._encodings.append((request, features_AD, mark))
+                with self.backend.queue("encoder"):
+                    # A copy: a part of the batch's tensor would keep all of it.
+                    self._encodings.append((request, features_AD.clone(), self.backend.mark()))
             else:
                 self._encoded.append(_Encoded(request, features_AD, mark if is_mel else None))
         self._count(encoder_s=time.perf_counter() - started_s)
@@ -171,6 +173,7 @@ class Batcher:
     def _collect(self) -> None:
         """See which rows have ended, and send their contents to the host."""
         (flags,) = self._flags.wait()
+        tokens_BT = self._tokens.wait()[0] if self._tokens else None
         positions, live, languages, probabilities = flags.tolist()
         num_fed = num_sampled = num_cut = 0
         for slot, request in enumerate(self._slots):
@@ -182,12 +185,13 @@ class Batcher:
             num_sampled += max(request.position - max(before, num_initial - 1), 0)
             if not request.language.done():  # the first step after the start of transcript
                 request.language.set_result(self._language(int(languages[slot]), probabilities[slot]))
-            cut_at = self._repeats(slot, request)
+            cut_at = None if tokens_BT is None else _repeats(request, tokens_BT[slot])
             if live[slot] and cut_at is None:
                 continue
             num_cut += cut_at is not None
             self._slots[slot] = None
             if request.only_language:
+                del self._taken[request]
                 continue
             with self.backend.queue("decoder"):
                 if live[slot]:
@@ -202,13 +206,6 @@ class Batcher:
             repetitions=num_cut,
         )
 
-    def _repeats(self, slot: int, request: Decoding) -> int | None:
-        if self._tokens is None:
-            return None
-        begin = len(request.start.initial)
-        (tokens_BT,) = self._tokens.wait()
-        return request.repeats_from(tokens_BT[slot, begin : request.position + 1].tolist())
-
     def _deliver(self) -> None:
         """Hand out what has arrived; wait for it when there is nothing else to do."""
         blocks = not any(self._slots)
@@ -216,6 +213,7 @@ class Batcher:
             encoding, features_AD, mark = self._encodings.popleft()
             if mark is not None:
                 mark.synchronize()
+            del self._taken[encoding]
             encoding.future.set_result(features_AD)
         while self._ended and (blocks or self._ended[0].row.is_ready()):
             ended = self._ended.popleft()
@@ -224,6 +222,7 @@ class Batcher:
                 self.vocabulary, request.start, ended.row.wait(), language, cut_at=ended.cut_at
             )
             self._count(windows=1)
+            del self._taken[request]
             request.future.set_result(result)
 
     def _language(self, index: int, probability: float) -> Language:
@@ -233,3 +232,8 @@ class Batcher:
     def _count(self, **increments: float) -> None:
         counts = {name: getattr(self.stats, name) + more for name, more in increments.items()}
         self.stats = replace(self.stats, **counts)
+
+
+def _repeats(request: Decoding, tokens_T: Tensor) -> int | None:
+    begin = len(request.start.initial)
+    return request.repeats_from(tokens_T[begin : request.position + 1].tolist())

@@ -106,10 +106,11 @@ class _OneDnnAttention(nn.Module):
 def prepared_encoder(encoder: AudioEncoder, backend: Backend, dtype: torch.dtype, rows: int) -> nn.Module:
     """A copy with linear and convolution weights in `dtype`; linear maps packed for `rows` where that helps."""
     # One copy per engine: the model stays as it is, and may be on another device.
-    encoder = copy.deepcopy(encoder).to(backend.device)
+    encoder = copy.deepcopy(encoder)
     for module in encoder.modules():
         if isinstance(module, (nn.Linear, nn.Conv1d)):
             module.to(dtype)
+    encoder.to(backend.device)
     if backend.packs and can_pack(dtype):
         for block in encoder.blocks:
             block.attn = _OneDnnAttention(block.attn, rows)

@@ -6,12 +6,11 @@ runs out, the batcher is made anew at half its size, once, and everything unfini
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import CancelledError, Future, InvalidStateError
+from concurrent.futures import CancelledError, Future
 from dataclasses import fields, replace
 from types import TracebackType
 
@@ -29,6 +28,9 @@ from wealy_ray.whisper.types import DecodeOptions, EngineOptions, EngineStats, L
 from wealy_ray.whisper.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
+
+NUM_FEATURE_THREADS = 4
+"""Tracks whose log-mel features are computed at the same time."""
 
 
 class Engine:
@@ -64,8 +66,13 @@ class Engine:
         self._model = model
         self._mel_shape = (model.dims.n_mels, 2 * model.dims.n_audio_ctx)
         self._features_shape = (model.dims.n_audio_ctx, model.dims.n_audio_state)
+        self.prompt = (
+            [] if decode.initial_prompt is None else self.vocabulary.prompt_tokens(decode.initial_prompt)
+        )
+        """Token ids of the initial prompt; empty without one."""
+        self.feature_gate = threading.Semaphore(NUM_FEATURE_THREADS)
+        """To be held while log-mel features are computed on `device`: they take memory there."""
         self._waiting: deque[Request] = deque()
-        self._unfinished: set[Request] = set()
         self._changed = threading.Condition()
         self._stopping: BaseException | None = None
         self._thread: threading.Thread | None = None
@@ -211,8 +218,9 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Counters since the engine was made."""
-        batcher, former = self._batcher, self._former_stats
-        return former if batcher is None else _added(former, batcher.stats)
+        with self._changed:
+            batcher, former = self._batcher, self._former_stats
+            return former if batcher is None else _added(former, batcher.stats)
 
     def _checked(self, window: Tensor) -> Tensor:
         if tuple(window.shape) not in (self._mel_shape, self._features_shape):
@@ -229,13 +237,7 @@ class Engine:
             if self._stopping is not None:
                 raise RuntimeError(f"the engine takes no more windows: {self._stopping}") from self._stopping
             self._waiting.append(request)
-            self._unfinished.add(request)
             self._changed.notify()
-        request.futures[-1].add_done_callback(lambda _: self._forget(request))
-
-    def _forget(self, request: Request) -> None:
-        with self._changed:
-            self._unfinished.discard(request)
 
     # Everything below runs in the engine's thread, except `_stop`.
 
@@ -255,11 +257,13 @@ class Engine:
             self._stop(error)
         finally:
             self._fail_unfinished()
+            self._drop_batcher()
             self._ready.set()
 
     def _serve(self) -> None:
         num_slots = self.options.num_slots or self.backend.num_slots(
-            SlotDecoder.bytes_per_slot(self._model, self.dtype)
+            SlotDecoder.bytes_per_slot(self._model, self.dtype),
+            sum(parameter.numel() for parameter in self._model.parameters()) * self.dtype.itemsize,
         )
         encoder_batch = self.options.encoder_batch or self.backend.encoder_batch
         if self._serve_with(num_slots, encoder_batch, may_back_off=num_slots > 1):
@@ -270,7 +274,7 @@ class Engine:
     def _serve_with(self, num_slots: int, encoder_batch: int, *, may_back_off: bool) -> bool:
         """Serve until the engine is to stop; False when memory ran out before that."""
         try:
-            self._batcher = Batcher(
+            batcher = Batcher(
                 self._model,
                 self.vocabulary,
                 self.decode,
@@ -279,10 +283,11 @@ class Engine:
                 backend=self.backend,
                 dtype=self.dtype,
             )
-            self.num_slots = num_slots
+            with self._changed:
+                self._batcher, self.num_slots = batcher, num_slots
             self._ready.set()
-            while self._wait_for_work(self._batcher):
-                self._batcher.turn(self._take)
+            while self._wait_for_work(batcher):
+                batcher.turn(self._take)
         except (RuntimeError, MemoryError) as error:
             if not (may_back_off and is_out_of_memory(error)):
                 raise
@@ -292,16 +297,22 @@ class Engine:
 
     def _back_off(self, num_slots: int) -> None:
         """Put back what was unfinished, in order, and give the memory back."""
-        batcher, self._batcher = self._batcher, None
         with self._changed:
-            if batcher is not None:
-                self._waiting.extendleft(reversed(batcher.unfinished()))
-                self._former_stats = _added(self._former_stats, batcher.stats)
+            if self._batcher is not None:
+                self._waiting.extendleft(reversed(self._batcher.unfinished()))
             waiting = len(self._waiting)
-        self._former_stats = replace(self._former_stats, backoffs=self._former_stats.backoffs + 1)
-        del batcher
-        self.backend.free_memory()
+        self._drop_batcher()
+        with self._changed:
+            self._former_stats = replace(self._former_stats, backoffs=self._former_stats.backoffs + 1)
         logger.warning("going on with %d slots; %d windows start again or wait", num_slots, waiting)
+
+    def _drop_batcher(self) -> None:
+        self.backend.synchronize()  # nothing may be writing to what is given back
+        with self._changed:
+            if self._batcher is not None:
+                self._former_stats = _added(self._former_stats, self._batcher.stats)
+            self._batcher = None
+        self.backend.free_memory()
 
     def _wait_for_work(self, batcher: Batcher) -> bool:
         """Block until there is something to do; False when the engine is to stop."""
@@ -313,25 +324,24 @@ class Engine:
     def _take(self, count: int) -> list[Request]:
         """Up to `count` waiting requests, without those that were cancelled."""
         taken: list[Request] = []
+        cancelled: list[Request] = []
         with self._changed:
             while self._waiting and len(taken) < count:
                 request = self._waiting.popleft()
-                if request.future.running() or request.future.set_running_or_notify_cancel():
-                    taken.append(request)
-                elif isinstance(request, Decoding):
-                    request.language.set_exception(CancelledError())
+                is_wanted = request.future.running() or request.future.set_running_or_notify_cancel()
+                (taken if is_wanted else cancelled).append(request)
+        for request in cancelled:
+            request.fail(CancelledError())
         return taken
 
     def _fail_unfinished(self) -> None:
         with self._changed:
-            unfinished, reason = list(self._unfinished), self._stopping
+            unfinished = [*(self._batcher.unfinished() if self._batcher else []), *self._waiting]
             self._waiting.clear()
+            reason = self._stopping
         assert reason is not None
         for request in unfinished:
-            for future in request.futures:
-                # A waiter may have cancelled the future, and the language may be known already.
-                with contextlib.suppress(InvalidStateError):
-                    future.set_exception(reason)
+            request.fail(reason)
 
 
 def _added(one: EngineStats, other: EngineStats) -> EngineStats:

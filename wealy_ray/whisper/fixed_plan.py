@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wealy_ray.whisper.engine import Engine
 from wealy_ray.whisper.request import WindowFuture
-from wealy_ray.whisper.types import WindowResult
+from wealy_ray.whisper.types import Language, WindowResult
 
 
 async def decode_track(engine: Engine, mels: Tensor) -> list[WindowResult]:
@@ -30,19 +30,32 @@ async def decode_track(engine: Engine, mels: Tensor) -> list[WindowResult]:
     Raises:
         RuntimeError: When the engine is closed or fails.
     """
+    windows = list(mels)
     futures: list[WindowFuture] = []
-    prompt = _prompt(engine)
+    language: Language | None = None
     try:
-        language = None
-        if engine.detects_language and len(mels):
-            futures.append(engine.submit(mels[0], prompt=prompt))
-            language = (await asyncio.wrap_future(futures[0].language)).code
-        futures.extend(engine.submit(mel, language, prompt=prompt) for mel in mels[len(futures) :])
+        if windows and engine.detects_language:
+            if engine.prompt:  # whisper asks for the language without a prompt
+                if windows[0].shape[0] != engine.dims.n_audio_ctx:
+                    windows[0] = await asyncio.wrap_future(engine.encode(windows[0]))
+                language = await asyncio.wrap_future(engine.detect_language(windows[0]))
+            else:
+                futures.append(engine.submit(windows[0]))
+                language = await asyncio.wrap_future(futures[0].language)
+        code = language.code if language else None
+        futures.extend(engine.submit(mel, code, prompt=engine.prompt) for mel in windows[len(futures) :])
         results = await asyncio.gather(*(asyncio.wrap_future(future) for future in futures))
     except BaseException:
-        _cancel(futures)
+        for future in futures:
+            future.cancel()  # withdraws the windows that are not in the engine yet
         raise
-    return _share_language(results)
+    if language is None and results:
+        language = Language(results[0].language, results[0].language_probability)
+    return [
+        replace(result, language=language.code, language_probability=language.probability)
+        for result in results
+        if language
+    ]
 
 
 def decode_tracks(engine: Engine, tracks: Sequence[Tensor]) -> list[list[WindowResult]]:
@@ -58,34 +71,8 @@ def decode_tracks(engine: Engine, tracks: Sequence[Tensor]) -> list[list[WindowR
     Raises:
         RuntimeError: When the engine is closed or fails.
     """
-    per_track: list[list[WindowFuture]] = [[] for _ in tracks]
-    prompt = _prompt(engine)
-    try:
-        if engine.detects_language:
-            per_track = [[engine.submit(mel, prompt=prompt) for mel in mels[:1]] for mels in tracks]
-        for mels, futures in zip(tracks, per_track, strict=True):
-            language = futures[0].language.result().code if futures else None
-            futures.extend(engine.submit(mel, language, prompt=prompt) for mel in mels[len(futures) :])
-        return [_share_language([future.result() for future in futures]) for futures in per_track]
-    except BaseException:
-        for futures in per_track:
-            _cancel(futures)
-        raise
 
+    async def all_of_them() -> list[list[WindowResult]]:
+        return await asyncio.gather(*(decode_track(engine, mels) for mels in tracks))
 
-def _prompt(engine: Engine) -> list[int]:
-    text = engine.decode.initial_prompt
-    return engine.vocabulary.prompt_tokens(text) if text is not None else []
-
-
-def _cancel(futures: list[WindowFuture]) -> None:
-    """Withdraw the windows that are not in the engine yet."""
-    for future in futures:
-        future.cancel()
-
-
-def _share_language(results: Sequence[WindowResult]) -> list[WindowResult]:
-    if not results:
-        return []
-    language, probability = results[0].language, results[0].language_probability
-    return [replace(result, language=language, language_probability=probability) for result in results]
+    return asyncio.run(all_of_them())

@@ -55,11 +55,19 @@ def multiply_transposed(x: Tensor, y: Tensor) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, y, None, "none", [], "")
 
 
-def affine(weight: Tensor, bias: Tensor | None, *, rows: int | None) -> Affine:
-    """A linear map for inputs of about so many rows; None, or no oneDNN: unpacked."""
+def affine(weight: Tensor, bias: Tensor | None, *, rows: int | None, transposes: bool = False) -> Affine:
+    """A linear map.
+
+    Args:
+        weight: [out, in].
+        bias: [out], or None.
+        rows: It is packed for inputs of about so many rows; None, or no oneDNN: not packed.
+        transposes: Whether `columns` will be called: only then is a packed map's weight kept as well.
+    """
     if rows is None or weight.device.type != "cpu" or not can_pack(weight.dtype):
         return Affine(weight, bias)
-    return PackedAffine(weight, bias, torch.ops.mkldnn._reorder_linear_weight(weight, rows))
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    return PackedAffine(weight if transposes else weight.new_empty(0), bias, packed)
 
 
 class PackedLinear(nn.Module):

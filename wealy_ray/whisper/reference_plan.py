@@ -106,9 +106,7 @@ async def transcribe_track(engine: Engine, samples: np.ndarray, options: Referen
     language, first_window = await _language(engine, mel_MN, num_frames)
     transcript = Transcript(language)
     seeker = Seeker(engine.vocabulary, engine.dims)
-    prompt = engine.decode.initial_prompt
-    context = engine.vocabulary.prompt_tokens(prompt) if prompt is not None else []
-    num_prompt = len(context)
+    context = list(engine.prompt)
     reset_at = seek = 0
     while seek < num_frames:
         span = Span(seek, min(N_FRAMES, num_frames - seek))
@@ -128,7 +126,9 @@ async def transcribe_track(engine: Engine, samples: np.ndarray, options: Referen
         context.extend(token for segment in segments for token in segment.tokens)
         if not options.condition_on_previous_text or result.temperature > RESET_ABOVE:
             reset_at = len(context)
-    transcript.text = engine.vocabulary.tokenizer.decode(context[num_prompt:])
+    if transcript.results and engine.decode.language is not None:
+        transcript.language = Language(language.code, transcript.results[0].language_probability)
+    transcript.text = engine.vocabulary.tokenizer.decode(context[len(engine.prompt) :])
     return transcript
 
 
@@ -164,7 +164,9 @@ def _log_mel(engine: Engine, samples: np.ndarray, pad_to_s: float | None) -> Ten
         missing = max(0, round(pad_to_s * SAMPLE_RATE) - len(samples))
         samples = np.pad(samples, (0, missing))
     audio = torch.from_numpy(np.ascontiguousarray(samples, np.float32))
-    return log_mel_spectrogram(audio, engine.dims.n_mels, padding=N_SAMPLES, device=engine.device)
+    with engine.feature_gate:
+        mel = log_mel_spectrogram(audio, engine.dims.n_mels, padding=N_SAMPLES, device=engine.device)
+        return mel.cpu()  # a track waits long for its later windows: not on the device
 
 
 async def _language(engine: Engine, mel_MN: Tensor, num_frames: int) -> tuple[Language, Tensor | None]:

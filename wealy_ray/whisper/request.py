@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
+import contextlib
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -32,10 +33,9 @@ class Encoding:
     """Log-mel [M, N]; kept until the end, so that the work can be done again."""
     future: Future[Tensor] = field(default_factory=Future)
 
-    @property
-    def futures(self) -> tuple[Future, ...]:
-        """What waiters hold; the request is done when the last of them is."""
-        return (self.future,)
+    def fail(self, reason: BaseException) -> None:
+        """Tell the waiters that nothing will come."""
+        _fail((self.future,), reason)
 
 
 @dataclass(eq=False)
@@ -60,10 +60,9 @@ class Decoding:
         """Known before the window is done."""
         return self.future.language
 
-    @property
-    def futures(self) -> tuple[Future, ...]:
-        """What waiters hold; the request is done when the last of them is."""
-        return (self.language,) if self.only_language else (self.language, self.future)
+    def fail(self, reason: BaseException) -> None:
+        """Tell the waiters that nothing will come."""
+        _fail((self.language, self.future), reason)
 
     @property
     def samples(self) -> bool:
@@ -86,6 +85,13 @@ class Decoding:
 
 
 Request = Encoding | Decoding
+
+
+def _fail(futures: tuple[Future, ...], reason: BaseException) -> None:
+    for future in futures:
+        # A waiter may have cancelled the future, and the language may be known already.
+        with contextlib.suppress(InvalidStateError):
+            future.set_exception(reason)
 
 
 def _ends_in_repeats(tokens: list[int], times: int) -> bool:

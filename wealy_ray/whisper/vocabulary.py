@@ -86,8 +86,15 @@ class Vocabulary:
         return tokens if timestamps else [*tokens, self.tokenizer.no_timestamps]
 
     def prompt_tokens(self, text: str) -> list[int]:
-        """A prompt's token ids, as whisper encodes it."""
-        return self.tokenizer.encode(" " + text.strip())
+        """A prompt's token ids, as whisper encodes it.
+
+        Raises:
+            ConfigError: The text spells a special token, such as `<|en|>`.
+        """
+        try:
+            return self.tokenizer.encode(" " + text.strip())
+        except ValueError as error:
+            raise ConfigError(f"initial_prompt is {text!r}; it may not spell special tokens") from error
 
     def context(self, prompt: Sequence[int], *, at_most: int) -> list[int]:
         """What stands before the start of transcript: the last `at_most` tokens of a prompt behind their mark.

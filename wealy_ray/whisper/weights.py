@@ -97,7 +97,7 @@ class DecoderWeights:
             position_embedding=padded.detach().to(place.device, torch.float32),
             layers=tuple(_layer(block, place) for block in decoder.blocks),
             cross_keys=windows.affine(keys, None),  # whisper's keys have no bias
-            cross_values=windows.affine(values, value_biases),
+            cross_values=windows.affine(values, value_biases, transposes=True),
             final_norm=place.norm(decoder.ln),
             to_logits=place.affine(tokens, None),
         )
@@ -116,9 +116,10 @@ class Place:
         """A tensor in its place; the tensor itself if it is there."""
         return tensor.detach().to(self.device, self.dtype).contiguous()
 
-    def affine(self, weight: Tensor, bias: Tensor | None) -> Affine:
-        """A linear map."""
-        return affine(self.tensor(weight), None if bias is None else self.tensor(bias), rows=self.rows)
+    def affine(self, weight: Tensor, bias: Tensor | None, *, transposes: bool = False) -> Affine:
+        """A linear map; `transposes` as in `linear.affine`."""
+        bias = None if bias is None else self.tensor(bias)
+        return affine(self.tensor(weight), bias, rows=self.rows, transposes=transposes)
 
     def linear(self, linear: nn.Linear) -> Affine:
         """The map of a module."""
