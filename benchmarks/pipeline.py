@@ -78,6 +78,7 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
                 "ratio": bare_s / watched["work_s"],
                 "startup_s": watched["startup_s"],
                 "wall_s": watched["wall_s"],
+                "slot_utilisation": watched["engine"]["slot_utilisation"],
                 "peak_mib": peaks,
             }
         )
@@ -123,6 +124,7 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
         "weights": "random-tiny",
         "tracks_per_s": args.tracks / watched["work_s"],
         "wall_s": watched["wall_s"],
+        "slot_utilisation": watched["engine"]["slot_utilisation"],
         "by_stage": by_stage,
     }
 

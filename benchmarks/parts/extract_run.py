@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -79,6 +80,7 @@ def run_extract(settings: dict[str, Any], folder: Path, *, watch_memory: bool) -
         "work_s": ended_s - engine_began_s,
         "wall_s": wall_s,
         "memory": samples,
+        "engine": json.loads(next(store.glob("*/runs/*/run.json")).read_text())["engine"],
     }
 
 

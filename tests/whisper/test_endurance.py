@@ -34,7 +34,7 @@ def test_memory_is_flat_and_slots_are_busy_over_5000_windows() -> None:
         features = [model.encoder(window[None])[0] for window in windows]
     process, samples_mib = psutil.Process(), []
     waiting: deque[WindowFuture] = deque()
-    options = DecodeOptions(timestamps=False, max_tokens=10)
+    options = DecodeOptions(timestamps=False, max_tokens=6)
     with Engine(model, EngineOptions(device="cpu", num_slots=16), options) as engine:
         for index in range(NUM_WINDOWS):
             # Every tenth window comes as log-mel: the encoder's memory is watched as well.
