@@ -54,7 +54,7 @@ bench: setup ## all benchmarks, with the peers they compare with; JSON below run
 	$(PY) benchmarks/engine.py --plan reference --out runs/bench/reference.json
 	$(PY) benchmarks/encoder.py --out runs/bench/encoder.json
 	$(PY) benchmarks/feed.py --out runs/bench/feed.json
-	$(PY) benchmarks/pipeline.py --out runs/bench/pipeline.json
+	$(PY) benchmarks/pipeline.py --slots 16 --repeat 3 --out runs/bench/pipeline.json
 	$(PY) benchmarks/pipeline.py --peers --slots 16 --out runs/bench/peers.json
 
 clean: ## remove the environment, caches and runs

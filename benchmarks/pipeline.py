@@ -59,7 +59,7 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
     for _ in range(args.rounds):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            link_songs(songs, folder / "audio")
+            link_songs(songs, folder / "audio", args.repeat)
             settings = recipe_settings(
                 make_manifest(folder / "audio", folder / "m.parquet"),
                 folder / "store",
@@ -68,13 +68,13 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
                 engine={"num_slots": args.slots, "num_threads": args.threads, "device": "cpu"},
                 resources={"tracks_per_block": args.block, "tracks_per_shard": args.block, "engine_gpus": 0},
             )
-            bare_s = bare_engine(weights, songs, args)
+            bare_s = bare_engine(weights, songs * args.repeat, args)
             watched = run_extract(settings, folder, watch_memory=True)
         peaks = {stage: max(s[stage] for s in watched["memory"]) for stage in [*STAGES, "other"]}
         rounds.append(
             {
-                "bare_tracks_per_s": len(songs) / bare_s,
-                "pipeline_tracks_per_s": len(songs) / watched["work_s"],
+                "bare_tracks_per_s": len(songs) * args.repeat / bare_s,
+                "pipeline_tracks_per_s": len(songs) * args.repeat / watched["work_s"],
                 "ratio": bare_s / watched["work_s"],
                 "startup_s": watched["startup_s"],
                 "wall_s": watched["wall_s"],
@@ -88,7 +88,7 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
         stage: statistics.median(r["peak_mib"][stage] for r in rounds) for stage in rounds[0]["peak_mib"]
     }
     return {
-        "songs": len(songs),
+        "songs": len(songs) * args.repeat,
         "weights": "whisper base",
         "median": {**medians, "peak_mib": peaks},
         "rounds": rounds,
@@ -140,10 +140,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--block", type=int, default=6, help="tracks per block and per shard")
+    parser.add_argument("--block", type=int, default=12, help="tracks per block and per shard")
     parser.add_argument("--tracks", type=int, default=2000, help="of the memory part")
     parser.add_argument("--batch", type=int, default=16, help="peers: windows per call of the model")
-    parser.add_argument("--repeat", type=int, default=1, help="peers: take the songs so many times")
+    parser.add_argument("--repeat", type=int, default=1, help="take the songs so many times")
     parser.add_argument("--max-tokens", type=int, default=224, help="peers: sampled tokens per window")
     parser.add_argument("--language", help="peers: forced on all contenders; default: each detects it")
     parser.add_argument("--out", type=Path)
