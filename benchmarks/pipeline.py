@@ -69,8 +69,7 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
                 resources={"tracks_per_block": args.block, "tracks_per_shard": args.block, "engine_gpus": 0},
             )
             bare_s = bare_engine(weights, songs * args.repeat, args)
-            watched = run_extract(settings, folder, watch_memory=True)
-        peaks = {stage: max(s[stage] for s in watched["memory"]) for stage in [*STAGES, "other"]}
+            watched = run_extract(settings, folder, watch_memory=False)
         rounds.append(
             {
                 "bare_tracks_per_s": len(songs) * args.repeat / bare_s,
@@ -79,18 +78,14 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
                 "startup_s": watched["startup_s"],
                 "wall_s": watched["wall_s"],
                 "slot_utilisation": watched["engine"]["slot_utilisation"],
-                "peak_mib": peaks,
             }
         )
-        print(json.dumps({k: v for k, v in rounds[-1].items() if k != "peak_mib"}), file=sys.stderr)
-    medians = {k: statistics.median(r[k] for r in rounds) for k in rounds[0] if k != "peak_mib"}
-    peaks = {
-        stage: statistics.median(r["peak_mib"][stage] for r in rounds) for stage in rounds[0]["peak_mib"]
-    }
+        print(json.dumps(rounds[-1]), file=sys.stderr)
+    medians = {k: statistics.median(r[k] for r in rounds) for k in rounds[0]}
     return {
         "songs": len(songs) * args.repeat,
         "weights": "whisper base",
-        "median": {**medians, "peak_mib": peaks},
+        "median": medians,
         "rounds": rounds,
     }
 

@@ -42,8 +42,8 @@ CRASHES_IN_A_ROW = 5
 NODE_DEATH_S = 30.0
 """Time in which Ray notices that a node is gone."""
 TICK_S = 1.0
-BLOCKS_PER_ENGINE = 2
-"""Blocks that an engine works on at the same time: the second one fills the slots that the first one leaves."""
+BLOCKS_PER_ENGINE = 3
+"""Blocks that an engine works on at the same time: the others fill the slots that the first one leaves."""
 
 
 def build_dataset(work: pa.Table, context: StageContext, gpus: float) -> ray.data.Dataset:
@@ -65,7 +65,7 @@ def build_dataset(work: pa.Table, context: StageContext, gpus: float) -> ray.dat
         max_size=resources.engine_max,
         initial_size=resources.engine_initial or resources.engine_min,
         max_concurrent_calls_per_actor=BLOCKS_PER_ENGINE,
-        max_tasks_in_flight_per_actor=2 * BLOCKS_PER_ENGINE,
+        max_tasks_in_flight_per_actor=BLOCKS_PER_ENGINE + 1,
     )
     dataset: Any = ray.data.from_arrow(work)
     return (
