@@ -89,6 +89,13 @@ def test_zombie_driver_is_fenced(undisturbed: tuple[Path, dict], tmp_path: Path)
     assert contents(store) == expected
 
 
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:  # a process that ends while we look
+        return []
+
+
 def test_killed_engine_actor_is_replaced(undisturbed: tuple[Path, dict], tmp_path: Path) -> None:
     manifest, expected = undisturbed
     store = tmp_path / "store"
@@ -98,7 +105,7 @@ def test_killed_engine_actor_is_replaced(undisturbed: tuple[Path, dict], tmp_pat
     engines = [
         child
         for child in psutil.Process(process.pid).children(recursive=True)
-        if "EngineStage" in " ".join(child.cmdline())
+        if "EngineStage" in " ".join(_command(child))
     ]
     assert engines, "no engine found to kill"
     for engine in engines:
