@@ -89,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, verb, help_text in (
         ("extract", _extract, "audio -> decoder states; run again to go on where it stopped"),
         ("retry-failed", _retry_failed, "work on the tracks that failed, and on nothing else"),
+        ("evaluate", _evaluate, "states or vectors -> exact retrieval metrics"),
     ):
         command = verbs.add_parser(name, help=help_text)
         command.add_argument("recipe", help="YAML file, see recipes/")
@@ -96,6 +97,11 @@ def _parser() -> argparse.ArgumentParser:
             "override", nargs="*", help="settings that replace the recipe's: engine.num_slots=8"
         )
         command.set_defaults(verb=verb)
+
+    report = verbs.add_parser("report", help="one self-contained HTML page about an evaluation")
+    report.add_argument("run", help="folder of the evaluation (the recipe's `out`)")
+    _add_storage_options(report)
+    report.set_defaults(verb=_report)
 
     status = verbs.add_parser("status", help="what is in a store, now")
     status.add_argument("store", help="folder or bucket prefix of the store")
@@ -149,6 +155,23 @@ def _run_extract(args: argparse.Namespace, *, retry_failed: bool) -> None:
 
     recipe = load_recipe(args.recipe, dict(parse_override(text) for text in args.override))
     print(extract_table(run_extract(recipe, retry_failed=retry_failed)))
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from wealy_ray.config import load_settings, parse_override
+    from wealy_ray.pipelines.evaluate import run_evaluate
+    from wealy_ray.report.metrics_table import metrics_table
+    from wealy_ray.retrieval.recipe import EvaluateRecipe
+
+    overrides = dict(parse_override(text) for text in args.override)
+    found = run_evaluate(load_settings(EvaluateRecipe, args.recipe, overrides))
+    print(metrics_table(found.out, found.metrics))
+
+
+def _report(args: argparse.Namespace) -> None:
+    from wealy_ray.report.evaluation import write_report
+
+    print(f"report written to {write_report(_storage(args), args.run)}")
 
 
 def _status(args: argparse.Namespace) -> None:

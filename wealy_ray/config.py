@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -127,9 +127,6 @@ WindowSettings = Annotated[
 """One of the window plans; without `plan` it is `fixed`."""
 
 
-PLANS: dict[Any, type[Settings]] = {"fixed": FixedWindows, "reference": ReferenceWindows}
-
-
 class DecodeSettings(Settings):
     """What Whisper is asked for; part of the extractor id."""
 
@@ -238,10 +235,19 @@ class ExtractRecipe(Settings):
         return self.windows.plan == "reference" if self.decode.timestamps is None else self.decode.timestamps
 
 
+R = TypeVar("R", bound=Settings)
+
+
 def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> ExtractRecipe:
+    """Reads and validates a recipe of extraction, see `load_settings`."""
+    return load_settings(ExtractRecipe, path, overrides)
+
+
+def load_settings(model: type[R], path: str | Path, overrides: dict[str, Any] | None = None) -> R:
     """Reads and validates a recipe.
 
     Args:
+        model: The job's settings.
         path: A YAML file.
         overrides: Dotted keys to values that replace the file's (`{"engine.num_slots": 8}`).
 
@@ -265,9 +271,9 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Ex
     for key, value in (overrides or {}).items():
         _set_dotted(data, key, value)
     try:
-        return ExtractRecipe.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as e:
-        raise ConfigError(f"recipe {path}: {_first_fault(e)}") from e
+        raise ConfigError(f"recipe {path}: {_first_fault(model, e)}") from e
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -295,14 +301,21 @@ def _set_dotted(data: dict[str, Any], key: str, value: Any) -> None:
     data[last] = value
 
 
-def _first_fault(error: ValidationError) -> str:
+def _first_fault(recipe: type[Settings], error: ValidationError) -> str:
     """One sentence for the first fault, with the valid keys where a key is unknown."""
     fault = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in fault["loc"] if part not in PLANS)
+    model: Any = recipe
+    keys: list[str] = []
+    for part in fault["loc"]:
+        choices = _choices(model)
+        if part in choices:
+            model = choices[part]  # the tag of a union is no key
+            continue
+        keys.append(str(part))
+        inner = getattr(model, "model_fields", {}).get(part)
+        model = inner.annotation if inner is not None else model
+    key = ".".join(keys)
     if fault["type"] == "extra_forbidden":
-        model: Any = ExtractRecipe
-        for part in fault["loc"][:-1]:
-            model = PLANS[part] if part in PLANS else model.model_fields[str(part)].annotation
         return f"unknown key '{key}'; valid keys here are {', '.join(model.model_fields)}"
     if fault["type"] == "missing":
         return f"the key '{key}' is missing"
@@ -310,3 +323,15 @@ def _first_fault(error: ValidationError) -> str:
     shown = "" if "credentials" in message else f" is {fault['input']!r}"
     where = f"'{key}'{shown}: " if key and not isinstance(fault["input"], dict) else ""
     return f"{where}{message[:1].lower()}{message[1:]}"
+
+
+def _choices(annotation: Any) -> dict[Any, Any]:
+    """The settings of a tagged union by their tags, wherever in the annotation they stand."""
+    found: dict[Any, Any] = {}
+    for part in get_args(annotation):
+        if isinstance(part, type) and issubclass(part, Settings):
+            for name in ("plan", "kind"):
+                if name in part.model_fields:
+                    found |= dict.fromkeys(get_args(part.model_fields[name].annotation), part)
+        found |= _choices(part)
+    return found

@@ -1,7 +1,8 @@
 """The manifest: a Parquet file with one row per track, the input of every job.
 
 Contract: `track_id` (unique, stable) and `audio_uri` are required; everything else may be null. A track
-without `clique_id` is a distractor: a candidate, never a query. `etag` and `size` are those of the audio
+without `clique_id` is a distractor: a candidate, never a query. `kind` is what sort of version it is (original,
+cover, live, ...). `etag` and `size` are those of the audio
 object when the manifest was made; a new etag marks changed audio.
 """
 
@@ -26,6 +27,7 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("audio_uri", pa.string(), nullable=False),
         pa.field("clique_id", pa.string()),
         pa.field("split", pa.string()),
+        pa.field("kind", pa.string()),
         pa.field("title", pa.string()),
         pa.field("artist", pa.string()),
         pa.field("language", pa.string()),

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.retrieval import slow
+from wealy_ray.retrieval import searched
+from wealy_ray.retrieval.collection import Positives
+from wealy_ray.retrieval.ranking import rank_positives
+
+
+@st.composite
+def problems(draw):
+    """Rows of scores with many ties, candidates without a score, queries outside the candidates, giant cliques."""
+    num_rows, num_columns = draw(st.integers(1, 5)), draw(st.integers(2, 60))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    scores = rng.integers(-draw(st.integers(1, 40)), 3, (num_rows, num_columns)).astype(np.float32)
+    scores[rng.random(scores.shape) < draw(st.sampled_from([0.0, 0.2]))] = -np.inf
+    own = rng.integers(-1, num_columns, num_rows)
+    share = draw(st.sampled_from([0.02, 0.2, 1.0]))
+    relevant = [
+        sorted(set(np.flatnonzero(rng.random(num_columns) < share).tolist()) - {int(own[i])})
+        for i in range(num_rows)
+    ]
+    return scores, own.astype(np.int64), relevant
+
+
+def as_positives(relevant):
+    offsets = np.cumsum([0, *map(len, relevant)], dtype=np.int64)
+    return Positives(offsets, np.array([c for row in relevant for c in row], np.int64))
+
+
+@pytest.mark.parametrize("path", ["compiled", "torch"])
+@settings(max_examples=300, deadline=None)
+@given(problem=problems())
+def test_ranks_equal_a_sort(path, problem):
+    scores, own, relevant = problem
+    positives = as_positives(relevant)
+    if path == "compiled":
+        got = rank_positives(torch.from_numpy(scores), positives, own, num_threads=2)
+        found = (got.ranks, got.optimistic, got.pessimistic)
+    else:  # the pass that a GPU runs, here on CPU tensors
+        found = np.zeros((3, len(positives.columns)), np.int64)
+        if len(positives.columns):
+            searched.rank_by_search(torch.from_numpy(scores), positives, own, found)
+    for i, mine in enumerate(relevant):
+        part = slice(positives.offsets[i], positives.offsets[i + 1])
+        assert found[0][part].tolist() == slow.ranks(scores[i], own[i], mine)
+        assert found[1][part].tolist() == slow.extreme_ranks(scores[i], own[i], mine, best=True)
+        assert found[2][part].tolist() == slow.extreme_ranks(scores[i], own[i], mine, best=False)
+
+
+def test_the_gpu_pass_works_in_chunks(monkeypatch):
+    monkeypatch.setattr(searched, "CHUNK", 7)
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 5, (4, 50)).astype(np.float32)
+    positives = as_positives([[1, 2, 3], [], [49], list(range(10, 40))])
+    own = np.array([0, 1, 2, -1])
+    found = np.zeros((3, len(positives.columns)), np.int64)
+    searched.rank_by_search(torch.from_numpy(scores), positives, own, found)
+    assert np.array_equal(found[0], rank_positives(torch.from_numpy(scores), positives, own).ranks)
+
+
+def test_scores_are_left_as_they_were():
+    scores = torch.rand(3, 20)
+    before = scores.clone()
+    rank_positives(scores, as_positives([[1], [2], [3]]), np.array([0, 1, 2]))
+    assert torch.equal(scores, before)

@@ -1,0 +1,421 @@
+"""`wealy evaluate`: exact metrics of several systems over one collection, shared among Ray workers.
+
+Queries are cut into tiles, tiles into shards of work; each shard becomes one file, so that a run that was stopped
+goes on where it was. What is computed for a shard depends on nothing but its queries: any number of workers gives
+the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import math
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from wealy_ray.catalog import Manifest, read_manifest
+from wealy_ray.errors import ConfigError, ReconciliationError, StoreError
+from wealy_ray.pipelines.session import Cluster, connect
+from wealy_ray.pipelines.sharing import share
+from wealy_ray.progress import Progress
+from wealy_ray.report.run_record import RunRecord, now
+from wealy_ray.retrieval.collection import Collection
+from wealy_ray.retrieval.evaluation import evaluate_tile, num_tiles
+from wealy_ray.retrieval.material import MATERIAL_SCHEMA, Material, collection_of, read_material
+from wealy_ray.retrieval.metrics import grouped, views_of
+from wealy_ray.retrieval.recipe import (
+    AverageEmbedding,
+    DistanceMatrix,
+    Embeddings,
+    EvaluateRecipe,
+    EvaluateResources,
+    Fusion,
+    SystemSettings,
+    name_of,
+)
+from wealy_ray.retrieval.scores import QUERY_TILE, Scores
+from wealy_ray.retrieval.systems import build_scores, fuse, standing_rows
+from wealy_ray.storage import ObjectMissingError, Storage, join
+from wealy_ray.store import StoreReader
+
+log = logging.getLogger(__name__)
+
+RANKS_VERSION = 1
+"""Moved when ranks would differ: shards of another version are not gone on from."""
+SAMPLE_TRACKS = 60
+"""Tracks in the similarity matrix of the report."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation found.
+
+    Attributes:
+        out: Its folder.
+        metrics: What `metrics.json` holds.
+    """
+
+    out: str
+    metrics: dict[str, Any]
+
+
+def run_evaluate(recipe: EvaluateRecipe) -> Evaluated:
+    """Runs an evaluation, or goes on with one that was stopped.
+
+    Raises:
+        WealyError: See `wealy_ray.errors`.
+    """
+    began_s = time.monotonic()
+    storage = Storage(recipe.storage)
+    manifest = read_manifest(storage, recipe.manifest)
+    storage.check_folder(recipe.out)
+    reader = None
+    if recipe.store is not None:
+        reader = StoreReader.open(storage, recipe.store, recipe.extractor_id, recipe.index)
+    run = _Run(recipe, storage, manifest, reader, connect())
+    record = RunRecord(
+        storage,
+        join(recipe.out, "run.json"),
+        job="evaluate",
+        recipe=recipe.model_dump(mode="json"),
+        manifest_digest=manifest.digest,
+        extractor_id=reader.extractor_id if reader else None,
+        index=reader.index.number if reader else None,
+        cluster=vars(run.cluster),
+    )
+    record.write()
+    try:
+        found = run.execute()
+    except BaseException as e:
+        code = getattr(e, "exit_code", 130 if isinstance(e, KeyboardInterrupt) else 1)
+        record.write(ended_at=now(), outcome=type(e).__name__, exit_code=code, error=str(e)[:2000])
+        raise
+    record.write(
+        ended_at=now(), outcome="done", exit_code=0, wall_s=time.monotonic() - began_s, ranked=run.ranked
+    )
+    return found
+
+
+class _Run:
+    """One driver at work on one evaluation."""
+
+    def __init__(
+        self,
+        recipe: EvaluateRecipe,
+        storage: Storage,
+        manifest: Manifest,
+        reader: StoreReader | None,
+        cluster: Cluster,
+    ) -> None:
+        self.recipe, self.storage, self.manifest, self.reader = recipe, storage, manifest, reader
+        self.cluster = cluster
+        self.ranked: dict[str, int] = {}
+
+    def execute(self) -> Evaluated:
+        recipe = self.recipe
+        material = self._material() if self.reader is not None else None
+        collection = collection_of(recipe, self.manifest.table, material, recipe.split)
+        systems = standing_rows(collection, material, recipe.seed)
+        kinds = {"random": "random", "same language": "language"}
+        plain = [s for s in recipe.systems if not isinstance(s, Fusion)]
+        for system in plain:
+            log.info("preparing %s", name_of(system))
+            systems[name_of(system)] = self._built(system, collection, material)
+        curves = []
+        for fusion in (s for s in recipe.systems if isinstance(s, Fusion)):
+            scores, chosen = fuse(fusion, collection, systems, self._tuning(fusion, material))
+            systems[fusion.name] = scores
+            if chosen is not None:
+                curves.append({"name": fusion.name, "split": recipe.tuning_split, **chosen})
+        kinds |= {name_of(s): s.kind for s in recipe.systems}
+        entries = []
+        for name, scores in systems.items():
+            rows = self._ranked(name, scores, collection)
+            path = f"per_query/{_file_name(name)}.parquet"
+            self._write_table(path, rows)
+            missing = int(scores.missing.sum())
+            entries.append(
+                {
+                    "name": name,
+                    "kind": kinds[name],
+                    "missing": missing,
+                    "per_query": path,
+                    "views": views_of(rows),
+                    "groups": grouped(rows),
+                }
+            )
+        metrics = {
+            "title": recipe.out.rstrip("/").rsplit("/", 1)[-1],
+            "collection": self._counts(collection, material),
+            "extraction": self._extraction(material),
+            "systems": entries,
+            "fusion_curves": curves,
+            "tuned_on_test": recipe.tune_on_test,
+        }
+        self._leave_a_sample(collection, systems, material)
+        # written last: who finds it finds everything it names
+        self.storage.write(join(recipe.out, "metrics.json"), (json.dumps(metrics, indent=1) + "\n").encode())
+        return Evaluated(recipe.out, metrics)
+
+    def _built(self, system: SystemSettings, collection: Collection, material: Material | None) -> Scores:
+        return build_scores(
+            system,
+            collection,
+            material,
+            self.storage,
+            scratch=join(self.recipe.out, "vectors"),
+            held_bytes=int(self.recipe.resources.held_gib * 2**30),
+        )
+
+    def _material(self) -> Material:
+        """Transcripts and means of the tracks that matter, read by workers."""
+        assert self.reader is not None
+        recipe, index = self.recipe, self.reader.index
+        splits = dict(
+            zip(
+                self.manifest.table["track_id"].to_pylist(),
+                self.manifest.table["split"].to_pylist(),
+                strict=True,
+            )
+        )
+        wanted = {recipe.split}
+        wanted |= {s.standardise_by for s in recipe.systems if isinstance(s, AverageEmbedding)} - {None}
+        if any(isinstance(s, Fusion) and recipe.tuned(s) for s in recipe.systems):
+            wanted.add(recipe.tuning_split)
+        ids = pa.array([t for t, split in splits.items() if recipe.split is None or split in wanted])
+        rows = index.table.filter(
+            pc.and_(pc.is_in(index.table["track_id"], value_set=ids), pc.equal(index.table["status"], "ok"))
+        )
+        if not rows.num_rows:
+            raise StoreError(
+                f"the store {recipe.store} has no states of the manifest's tracks: extract them first"
+            )
+        step = recipe.resources.tracks_per_read
+        pieces = [rows.slice(start, step).combine_chunks() for start in range(0, rows.num_rows, step)]
+        progress = Progress(rows.num_rows, interval_s=recipe.progress_every_s)
+        tables = []
+        for done in share(
+            _read_piece,
+            pieces,
+            self.reader,
+            cluster=self.cluster,
+            max_workers=recipe.resources.max_workers,
+        ):
+            progress.tick()
+            if done is not None:
+                tables.append(done[1])
+                progress.add(done[1].num_rows, 0, pc.sum(done[1]["duration_s"]).as_py() or 0.0)
+        progress.close()
+        table = pa.concat_tables([MATERIAL_SCHEMA.empty_table(), *tables]).sort_by("track_id")
+        if table["track_id"].to_pylist() != sorted(rows["track_id"].to_pylist()):
+            raise ReconciliationError(f"{rows.num_rows} tracks were to be read, {table.num_rows} were")
+        return Material(table, splits)
+
+    def _tuning(
+        self, fusion: Fusion, material: Material | None
+    ) -> tuple[Collection, Mapping[str, Scores]] | None:
+        recipe = self.recipe
+        if not recipe.tuned(fusion):
+            return None
+        on = collection_of(recipe, self.manifest.table, material, recipe.tuning_split)
+        scores: dict[str, Scores] = dict(standing_rows(on, material, recipe.seed))
+        needed = {name_of(s): s for s in recipe.systems}
+        for name in fusion.of:
+            part = needed.get(name)
+            if isinstance(part, Fusion):
+                raise ConfigError(f"fusion '{fusion.name}' cannot be tuned over another fusion, '{name}'")
+            if part is not None:
+                scores[name] = self._built(part, on, material)
+        return on, scores
+
+    def _ranked(self, name: str, scores: Scores, collection: Collection) -> pa.Table:
+        """Rows of all queries; shards that an earlier run left are taken as they are."""
+        folder = join(self.recipe.out, "ranks", self._key(collection), _file_name(name))
+        there = {info.uri.rsplit("/", 1)[-1] for info in self.storage.list(folder)}
+        resources = self.recipe.resources
+        shards = math.ceil(num_tiles(collection) / resources.tiles_per_shard)
+        left = [n for n in range(shards) if f"{n:05d}.parquet" not in there]
+        per_shard = resources.tiles_per_shard * QUERY_TILE
+        total = len(collection.queries)
+        before = sum(min(per_shard, total - n * per_shard) for n in range(shards) if n not in left)
+        log.info("ranking by %s: %d queries, %d done before", name, total, before)
+        progress = Progress(total, before, interval_s=self.recipe.progress_every_s)
+        if left:
+            for done in share(
+                _rank_shard,
+                left,
+                _Ranking(scores, collection, folder, resources, self.storage),
+                cluster=self.cluster,
+                cpus=resources.threads,
+                gpus=resources.gpus,
+                max_workers=resources.max_workers,
+            ):
+                progress.tick()
+                if done is not None:
+                    progress.add(done[1], 0, 0.0)
+        self.ranked[name] = len(left)
+        tables = [self._read_table(join(folder, f"{n:05d}.parquet")) for n in range(shards)]
+        rows = pa.concat_tables(tables)
+        asked = rows.filter(pc.equal(rows["view"], "all"))["track_id"].to_pylist()
+        if sorted(asked) != sorted(collection.track_ids[collection.queries]):
+            raise ReconciliationError(
+                f"{total} queries were to be ranked by {name}, {len(set(asked))} were; remove {folder} and run "
+                "the same command again"
+            )
+        return rows
+
+    def _key(self, collection: Collection) -> str:
+        """Digest of all that ranks depend on: shards of something else are never mixed in."""
+        recipe = self.recipe.model_dump(
+            mode="json", exclude={"out", "storage", "progress_every_s", "resources"}
+        )
+        facts = [
+            RANKS_VERSION,
+            QUERY_TILE,
+            self.recipe.resources.threads,
+            self.recipe.resources.tiles_per_shard,
+            self.recipe.resources.gpus > 0,
+            recipe,
+            self.manifest.digest,
+            self.reader.extractor_id if self.reader else None,
+            self.reader.index.number if self.reader else None,
+            [
+                self._version_of(s.uri)
+                for s in self.recipe.systems
+                if isinstance(s, Embeddings | DistanceMatrix)
+            ],
+            len(collection),
+        ]
+        return hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
+
+    def _version_of(self, uri: str) -> list[Any]:
+        try:
+            info = self.storage.info(uri)
+        except ObjectMissingError:
+            return [[i.uri, i.etag, i.size] for i in self.storage.list(uri)]
+        return [info.etag, info.size]
+
+    def _counts(self, collection: Collection, material: Material | None) -> dict[str, Any]:
+        recipe = self.recipe
+        asked = self.manifest.table["split"].to_pylist()
+        ids = self.manifest.table["track_id"].to_pylist()
+        of_split = [t for t, s in zip(ids, asked, strict=True) if recipe.split is None or s == recipe.split]
+        return {
+            "tracks": len(of_split),
+            "queries": len(collection.queries),
+            "candidates": len(collection.candidates),
+            "cliques": len(np.unique(collection.cliques[collection.queries])),
+            "without_states": sum(t not in material for t in of_split) if material is not None else 0,
+            "policy": recipe.without_states,
+            "split": recipe.split,
+        }
+
+    def _extraction(self, material: Material | None) -> dict[str, Any] | None:
+        if material is None or self.reader is None:
+            return None
+        index = self.reader.index.table
+        rows = index.filter(
+            pc.is_in(index["track_id"], value_set=self.manifest.table["track_id"].combine_chunks())
+        )
+
+        def counts(column: str) -> dict[str, int]:
+            found = pc.value_counts(rows[column].drop_null()).to_pylist()
+            return {v["values"]: v["counts"] for v in sorted(found, key=lambda v: -v["counts"])}
+
+        status = counts("status")
+        return {
+            "tracks": rows.num_rows,
+            "ok": status.get("ok", 0),
+            "failed": status.get("failed", 0),
+            "audio_s": pc.sum(rows["duration_s"]).as_py() or 0.0,
+            "states": pc.sum(rows["num_states"]).as_py() or 0,
+            "languages": counts("language"),
+            "failures": counts("error_type"),
+            "states_per_track": material.table["num_states"].to_pylist()[:100_000],
+            "no_speech": pc.list_flatten(material.table["no_speech"]).to_pylist()[:100_000],
+        }
+
+    def _leave_a_sample(
+        self, collection: Collection, systems: Mapping[str, Scores], material: Material | None
+    ) -> None:
+        """Similarities of a few cliques by the first system that is no baseline row, and all transcripts."""
+        name = next(name for name in systems if name not in ("random", "same language"))
+        order = collection.queries[np.argsort(collection.cliques[collection.queries], kind="stable")]
+        order = order[collection.is_candidate[order]][:SAMPLE_TRACKS]
+        if len(order):
+            sample = systems[name].rows(order).cpu().numpy()[:, collection.column_of[order]]
+            sink = io.BytesIO()
+            np.savez(
+                sink,
+                similarity=sample,
+                track_ids=collection.track_ids[order].astype(str),
+                clique_ids=np.array([collection.clique_names[c] for c in collection.cliques[order]]),
+                system=np.array(name),
+            )
+            self.storage.write(join(self.recipe.out, "sample.npz"), sink.getvalue())
+        if material is not None:
+            self._write_table("transcripts.parquet", material.table.select(["track_id", "text"]))
+
+    def _write_table(self, path: str, table: pa.Table) -> None:
+        self.storage.write(join(self.recipe.out, path), _as_parquet(table))
+
+    def _read_table(self, uri: str) -> pa.Table:
+        try:
+            return pq.read_table(pa.BufferReader(self.storage.read(uri)))
+        except pa.ArrowInvalid as e:
+            raise StoreError(f"{uri} is damaged; remove it and run the same command again") from e
+
+
+@dataclass(frozen=True, eq=False)
+class _Ranking:
+    """What all shards of one system share."""
+
+    scores: Scores
+    collection: Collection
+    folder: str
+    resources: EvaluateResources
+    storage: Storage
+
+
+def _rank_shard(shard: int, ranking: _Ranking) -> int:
+    """Ranks a shard's queries and writes them; returns how many there were."""
+    import torch
+
+    resources, collection = ranking.resources, ranking.collection
+    torch.set_num_threads(resources.threads)
+    device = torch.device("cuda" if resources.gpus else "cpu")
+    first = shard * resources.tiles_per_shard
+    tiles = range(first, min(first + resources.tiles_per_shard, num_tiles(collection)))
+    tables = [
+        evaluate_tile(ranking.scores, collection, tile, device=device, num_threads=resources.threads)
+        for tile in tiles
+    ]
+    table = pa.concat_tables(tables)
+    ranking.storage.write(join(ranking.folder, f"{shard:05d}.parquet"), _as_parquet(table))
+    return pc.sum(pc.equal(table["view"], "all")).as_py() or 0
+
+
+def _read_piece(rows: pa.Table, reader: StoreReader) -> pa.Table:
+    return read_material(reader, rows["track_id"].to_pylist())
+
+
+def _as_parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _file_name(name: str) -> str:
+    """A system's name as a file name; a digest keeps names apart that differ in odd characters only."""
+    plain = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()
+    return f"{plain}-{hashlib.blake2b(name.encode(), digest_size=3).hexdigest()}"

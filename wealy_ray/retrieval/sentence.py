@@ -1,0 +1,34 @@
+"""Transcripts as vectors of a sentence encoder; their cosine (`VectorScores.cosine`) is a baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from wealy_ray.errors import ConfigError
+from wealy_ray.retrieval.text import text_extra
+
+
+def sentence_vectors(texts: Sequence[str], model: str) -> np.ndarray:
+    """Encodes transcripts, float32 [num_texts, d].
+
+    An encoder reads a transcript's beginning only, as many tokens as it was made for (`all-MiniLM-L6-v2`: 256).
+    Last bits depend on which texts share a batch, so vectors are to be stored, not computed twice.
+
+    Args:
+        texts: Transcripts; `without_words` tells which of them are to be `missing`.
+        model: Name or folder of a sentence-transformers model.
+
+    Raises:
+        ConfigError: The extra `text` is not installed, or the model cannot be loaded.
+    """
+    with text_extra():
+        from sentence_transformers import SentenceTransformer
+
+    try:
+        encoder = SentenceTransformer(model)
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"the sentence model '{model}' cannot be loaded: {e}") from e
+    vectors = encoder.encode(list(texts), show_progress_bar=False, convert_to_numpy=True)
+    return np.asarray(vectors, np.float32)
