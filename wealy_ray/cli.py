@@ -24,14 +24,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     logging.getLogger("wealy_ray").setLevel(logging.INFO)
     # SIGTERM (a stopped job, a drained node) ends like Ctrl-C: what is finished is published first
     signal.signal(signal.SIGTERM, _interrupt)
-    code = _run(args)
+    _leave(_run(args))
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process without taking Python down, under which threads of Arrow and Ray Data may crash (code 134)."""
     ray = sys.modules.get("ray")
-    if code and ray is not None and ray.is_initialized():
-        # threads of Ray Data may still be at work, and crash when Ray is taken down under them
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    if code == 0 and ray is not None and ray.is_initialized():
+        ray.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -103,6 +106,29 @@ def _parser() -> argparse.ArgumentParser:
     _add_storage_options(report)
     report.set_defaults(verb=_report)
 
+    search = verbs.add_parser(
+        "search", help="the tracks that are nearest to a track, an audio file or a text"
+    )
+    search.add_argument("store", help="folder or bucket prefix of the store")
+    search.add_argument("query", help="a track id of the store, or an audio file (path or URI)")
+    search.add_argument("--text", action="store_true", help="the query is lyrics")
+    search.add_argument(
+        "--by",
+        default="tfidf_characters",
+        help="what is compared: tfidf_characters, tfidf_words, more_like_this, bm25 or avg_embedding "
+        "(default: %(default)s)",
+    )
+    search.add_argument("--top", type=int, default=10, help="how many tracks (default: %(default)s)")
+    search.add_argument(
+        "--model", help="Whisper weights for an audio file (else those of the store's recipe)"
+    )
+    search.add_argument("--extractor-id", help="which extractor of the store, where it holds several")
+    search.add_argument(
+        "--approximate", metavar="DIR", help="local folder of an approximate index; built when absent"
+    )
+    _add_storage_options(search)
+    search.set_defaults(verb=_search)
+
     status = verbs.add_parser("status", help="what is in a store, now")
     status.add_argument("store", help="folder or bucket prefix of the store")
     _add_storage_options(status)
@@ -172,6 +198,25 @@ def _report(args: argparse.Namespace) -> None:
     from wealy_ray.report.evaluation import write_report
 
     print(f"report written to {write_report(_storage(args), args.run)}")
+
+
+def _search(args: argparse.Namespace) -> None:
+    from wealy_ray.pipelines.search import run_search, search_table
+
+    if args.top < 1:
+        raise ConfigError("--top must be at least 1")
+    searched = run_search(
+        _storage(args),
+        args.store,
+        args.query,
+        by=args.by,
+        top=args.top,
+        is_text=args.text,
+        model=args.model,
+        extractor_id=args.extractor_id,
+        approximate=args.approximate,
+    )
+    print(search_table(searched))
 
 
 def _status(args: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ from tests.pipelines.support import (
 from tests.whisper.support import tiny_model
 from wealy_ray.config import ExtractRecipe
 from wealy_ray.errors import TrackError
-from wealy_ray.pipelines.engine_stage import Heard, _ok_track, decode_options, hear
+from wealy_ray.pipelines.engine_stage import Heard, decode_options, hear, ok_track
 from wealy_ray.storage import Storage
 from wealy_ray.store import StoreReader
 from wealy_ray.whisper import Engine, EngineOptions, Kind, ReferenceOptions, transcribe_tracks
@@ -60,7 +60,7 @@ def heard(samples: np.ndarray, **settings: Any) -> Heard:
 
 
 def test_fixed_windows_lie_where_the_plan_says() -> None:
-    track = _ok_track(FIELDS, 61.0, heard(song(61.0), decode={"max_tokens": 4}), 64)
+    track = ok_track(FIELDS, 61.0, heard(song(61.0), decode={"max_tokens": 4}), 64)
     assert [(w.start_s, w.end_s) for w in track.windows] == [(0, 30), (25, 55), (50, 61)]
     assert track.num_states == len(track.kind) == len(track.window) == 3 * (4 + 4 - 1)
     assert list(np.unique(track.window)) == [0, 1, 2]
@@ -69,7 +69,7 @@ def test_fixed_windows_lie_where_the_plan_says() -> None:
 def test_reference_windows_lie_where_the_text_ends() -> None:
     samples = song(70.0)
     settings = {"windows": {"plan": "reference", "temperatures": [0.0]}, "decode": {"max_tokens": 20}}
-    track = _ok_track(FIELDS, 70.0, heard(samples, **settings), 64)
+    track = ok_track(FIELDS, 70.0, heard(samples, **settings), 64)
     recipe = ExtractRecipe(manifest="m", store="s", **settings)
     with Engine(tiny_model(), EngineOptions(device="cpu", num_slots=3), decode_options(recipe)) as engine:
         (transcript,) = transcribe_tracks(engine, [samples], ReferenceOptions(temperatures=(0.0,)))
@@ -83,13 +83,13 @@ def test_reference_windows_lie_where_the_text_ends() -> None:
 
 
 def test_a_track_too_short_for_a_window_of_the_reference_plan_has_no_states() -> None:
-    track = _ok_track(FIELDS, 0.005, heard(song(1.0)[:80], windows={"plan": "reference"}), 64)
+    track = ok_track(FIELDS, 0.005, heard(song(1.0)[:80], windows={"plan": "reference"}), 64)
     assert (track.status, track.num_states, track.dim, track.windows, track.text) == ("ok", 0, 64, (), "")
 
 
 def test_a_loop_that_was_cut_is_a_warning_of_its_track() -> None:
     found = heard(song(20.0), decode={"max_repeats": 2, "language": "en"})
-    track = _ok_track(FIELDS, 20.0, found, 64)
+    track = ok_track(FIELDS, 20.0, found, 64)
     count = len(found.results[0].tokens)
     assert track.warnings == (f"window 0 repeated itself and was ended after {count} tokens",)
     assert count < 224
@@ -100,7 +100,7 @@ def test_states_that_float16_cannot_hold_are_never_stored(value: float) -> None:
     found = heard(song(5.0), decode={"max_tokens": 3})
     found.results[0].states[2, 7] = value
     with pytest.raises(TrackError, match="NaN, or too large for float16"):
-        _ok_track(FIELDS, 5.0, found, 64)
+        ok_track(FIELDS, 5.0, found, 64)
 
 
 def test_a_run_of_the_reference_plan(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ class EngineStage:
 
         fields = {name: row[name][0].as_py() for name in PCM_SCHEMA.names if name != "samples"}
         if fields["error_type"] is not None:
-            return _failed_track(fields)
+            return failed_track(fields)
         samples = np.frombuffer(row["samples"][0].as_buffer(), np.float32)
         try:
             heard = await hear(self.engine, samples, self.context.recipe)
@@ -188,12 +188,13 @@ class EngineStage:
                 os._exit(1)
             raise
         try:
-            return _ok_track(fields, len(samples) / SAMPLE_RATE_HZ, heard, self.engine.dims.n_text_state)
+            return ok_track(fields, len(samples) / SAMPLE_RATE_HZ, heard, self.engine.dims.n_text_state)
         except TrackError as e:
-            return _failed_track({**fields, "error_type": e.error_type, "error_message": e.message})
+            return failed_track({**fields, "error_type": e.error_type, "error_message": e.message})
 
 
-def _failed_track(fields: dict[str, Any]) -> TrackStates:
+def failed_track(fields: dict[str, Any]) -> TrackStates:
+    """A failed track from the columns of `PCM_SCHEMA` but `samples`."""
     return TrackStates.failed(
         track_id=fields["track_id"],
         audio_uri=fields["audio_uri"],
@@ -205,7 +206,18 @@ def _failed_track(fields: dict[str, Any]) -> TrackStates:
     )
 
 
-def _ok_track(fields: dict[str, Any], duration_s: float, heard: Heard, dim: int) -> TrackStates:
+def ok_track(fields: dict[str, Any], duration_s: float, heard: Heard, dim: int) -> TrackStates:
+    """A heard track.
+
+    Args:
+        fields: Columns of `PCM_SCHEMA` but `samples`.
+        duration_s: Seconds that were heard.
+        heard: What the engine gave.
+        dim: Width of a state.
+
+    Raises:
+        TrackError: States that cannot be stored.
+    """
     results = heard.results
     loops = [
         f"window {number} repeated itself and was ended after {len(result.tokens)} tokens"

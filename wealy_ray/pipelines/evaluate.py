@@ -31,7 +31,7 @@ from wealy_ray.progress import Progress
 from wealy_ray.report.run_record import RunRecord, now
 from wealy_ray.retrieval.collection import Collection
 from wealy_ray.retrieval.evaluation import evaluate_tile, num_tiles
-from wealy_ray.retrieval.material import MATERIAL_SCHEMA, Material, collection_of, read_material
+from wealy_ray.retrieval.material import Material, collection_of, shard_material, tracks_by_shard
 from wealy_ray.retrieval.metrics import grouped, views_of
 from wealy_ray.retrieval.recipe import (
     AverageEmbedding,
@@ -193,20 +193,17 @@ class _Run:
         if any(isinstance(s, Fusion) and recipe.tuned(s) for s in recipe.systems):
             wanted.add(recipe.tuning_split)
         ids = pa.array([t for t, split in splits.items() if recipe.split is None or split in wanted])
-        rows = index.table.filter(
-            pc.and_(pc.is_in(index.table["track_id"], value_set=ids), pc.equal(index.table["status"], "ok"))
-        )
-        if not rows.num_rows:
+        shards = tracks_by_shard(index.table, ids)
+        if not shards:
             raise StoreError(
                 f"the store {recipe.store} has no states of the manifest's tracks: extract them first"
             )
-        step = recipe.resources.tracks_per_read
-        pieces = [rows.slice(start, step).combine_chunks() for start in range(0, rows.num_rows, step)]
-        progress = Progress(rows.num_rows, interval_s=recipe.progress_every_s)
+        expected = sorted(track_id for _, tracks in shards for track_id in tracks)
+        progress = Progress(len(expected), interval_s=recipe.progress_every_s)
         tables = []
         for done in share(
-            _read_piece,
-            pieces,
+            _read_shard,
+            shards,
             self.reader,
             cluster=self.cluster,
             max_workers=recipe.resources.max_workers,
@@ -216,9 +213,10 @@ class _Run:
                 tables.append(done[1])
                 progress.add(done[1].num_rows, 0, pc.sum(done[1]["duration_s"]).as_py() or 0.0)
         progress.close()
-        table = pa.concat_tables([MATERIAL_SCHEMA.empty_table(), *tables]).sort_by("track_id")
-        if table["track_id"].to_pylist() != sorted(rows["track_id"].to_pylist()):
-            raise ReconciliationError(f"{rows.num_rows} tracks were to be read, {table.num_rows} were")
+        table = pa.concat_tables(tables).sort_by("track_id")
+        if table["track_id"].to_pylist() != expected:
+            raise ReconciliationError(f"{len(expected)} tracks were to be read, {table.num_rows} were")
+        table = table.filter(pc.is_in(table["track_id"], value_set=ids))
         return Material(table, splits)
 
     def _tuning(
@@ -405,8 +403,8 @@ def _rank_shard(shard: int, ranking: _Ranking) -> int:
     return pc.sum(pc.equal(table["view"], "all")).as_py() or 0
 
 
-def _read_piece(rows: pa.Table, reader: StoreReader) -> pa.Table:
-    return read_material(reader, rows["track_id"].to_pylist())
+def _read_shard(piece: tuple[str, list[str]], reader: StoreReader) -> pa.Table:
+    return shard_material(reader, *piece)
 
 
 def _as_parquet(table: pa.Table) -> bytes:

@@ -16,7 +16,7 @@ import os
 import time
 import uuid
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -45,6 +45,9 @@ from wealy_ray.report.tables import counts_in_words
 from wealy_ray.storage import ObjectForbiddenError, Storage, join, scheme_of
 from wealy_ray.storage.uri import S3_SCHEMES
 from wealy_ray.store import ExtractorSpec, Lease, read_latest, split_work
+
+if TYPE_CHECKING:
+    from wealy_ray.whisper import LoadedModel
 
 log = logging.getLogger(__name__)
 
@@ -88,14 +91,18 @@ def prepare(recipe: ExtractRecipe) -> Prepared:
     if recipe.decode.initial_prompt is not None:
         vocabulary.prompt_tokens(recipe.decode.initial_prompt)
     decode_options(recipe).state_block(loaded.model.dims.n_text_layer)
-    spec = ExtractorSpec(
+    return Prepared(recipe, storage, manifest, extractor_of(recipe, loaded))
+
+
+def extractor_of(recipe: ExtractRecipe, loaded: LoadedModel) -> ExtractorSpec:
+    """What a recipe computes with these weights."""
+    return ExtractorSpec(
         weights_digest=loaded.digest,
         max_duration_s=recipe.audio.max_duration_s,
         windows=recipe.windows.model_dump(),
         decode=_decode_identity(recipe),
         state_layer=recipe.decode.state_layer,
     )
-    return Prepared(recipe, storage, manifest, spec)
 
 
 def _decode_identity(recipe: ExtractRecipe) -> dict[str, Any]:

@@ -14,6 +14,9 @@ from wealy_ray.retrieval.collection import Positives
 FEW_VALUES = 6
 """Up to here a row is compared with one positive's score after the other, which vectorises; above by binary search."""
 
+ROWS_AT_A_TIME = 64
+"""Rows that a thread takes."""
+
 
 def rank_rows(
     scores: np.ndarray, positives: Positives, own: np.ndarray, out: np.ndarray, num_threads: int
@@ -29,7 +32,7 @@ def rank_rows(
     """
     rank_row = _compiled()
     offsets, columns = positives.offsets, positives.columns
-    step = -(-len(own) // num_threads)
+    step = ROWS_AT_A_TIME if num_threads > 1 else len(own)
 
     def work(first: int) -> None:
         rank_row(scores, (offsets, columns, own), (first, min(first + step, len(own))), out)
@@ -37,6 +40,7 @@ def rank_rows(
     if num_threads == 1:
         work(0)
         return
+    # small pieces: queries of large cliques take longer, and often stand together
     with ThreadPoolExecutor(num_threads) as pool:
         list(pool.map(work, range(0, len(own), step)))
 

@@ -24,7 +24,7 @@ from typing_extensions import override
 from wealy_ray.errors import ConfigError
 from wealy_ray.retrieval.collection import Collection
 from wealy_ray.retrieval.ranking import rank_positives
-from wealy_ray.retrieval.scores import CPU, QUERY_TILE, Scores
+from wealy_ray.retrieval.scores import CPU, QUERY_TILE, Scores, empty_rows
 
 Normalise = Literal["none", "z_score", "min_max"]
 """Scores as they are; in standard deviations of the row; on the row's range."""
@@ -55,7 +55,7 @@ class FusedScores(ABC):
 
     def rows(self, queries: np.ndarray, device: torch.device = CPU) -> Tensor:
         """See `Scores`."""
-        out = torch.empty(len(queries), int((self.column_of >= 0).sum()), device=device)
+        out = empty_rows(len(queries), int((self.column_of >= 0).sum()), device)
         for first, a, b, is_own in _blocks(self.a, self.b, self.column_of[queries], queries, device):
             fused = self._fuse(a, b, is_own).masked_fill_(_unscored(a, b), -torch.inf)
             part = out[first : first + BLOCK_ROWS]

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from wealy_ray.errors import ManifestError, StoreError
+from wealy_ray.errors import ManifestError, StorageError, StoreError
 from wealy_ray.retrieval.collection import Collection
 from wealy_ray.retrieval.recipe import EvaluateRecipe
-from wealy_ray.store import StoreReader
+from wealy_ray.storage import ObjectMissingError, join
+from wealy_ray.store import StoreReader, TrackStates
 from wealy_ray.whisper.types import Kind
 
 MATERIAL_SCHEMA = pa.schema(
@@ -30,32 +36,70 @@ MATERIAL_SCHEMA = pa.schema(
 """One row per track with states; a mean over no states is null."""
 
 
-def read_material(reader: StoreReader, track_ids: Sequence[str]) -> pa.Table:
-    """Reads whole tracks, verified, and keeps what is small.
+MATERIAL_VERSION = 1
+"""Part of the kept files' path; moved when their content would differ."""
+
+
+def material_row(track: TrackStates) -> dict[str, Any]:
+    """What is kept of a track, a row of `MATERIAL_SCHEMA`.
+
+    Raises:
+        StoreError: A state is NaN or infinite.
+    """
+    states = track.states.astype(np.float64)
+    if not np.isfinite(states).all():
+        raise StoreError(f"the states of track '{track.track_id}' hold NaN or infinity; extract it again")
+    of_text = states[track.kind == Kind.TEXT]
+    return {
+        "track_id": track.track_id,
+        "text": track.text,
+        "language": track.language,
+        "num_states": track.num_states,
+        "duration_s": track.duration_s,
+        "no_speech": [w.no_speech_prob for w in track.windows],
+        "mean_all": states.mean(axis=0).tolist() if len(states) else None,
+        "mean_text": of_text.mean(axis=0).tolist() if len(of_text) else None,
+    }
+
+
+def tracks_by_shard(index: pa.Table, wanted: pa.Array | None = None) -> list[tuple[str, list[str]]]:
+    """The ok tracks of an index, those of a shard together; shards that hold no `wanted` track are left out."""
+    rows = index.filter(pc.equal(index["status"], "ok"))
+    if wanted is not None:
+        shards = pc.unique(rows.filter(pc.is_in(rows["track_id"], value_set=wanted))["shard"])
+        rows = rows.filter(pc.is_in(rows["shard"], value_set=shards))
+    grouped: dict[str, list[str]] = {}
+    for track_id, shard in zip(rows["track_id"].to_pylist(), rows["shard"].to_pylist(), strict=True):
+        grouped.setdefault(shard, []).append(track_id)
+    return sorted(grouped.items())
+
+
+def shard_material(reader: StoreReader, shard: str, track_ids: Sequence[str]) -> pa.Table:
+    """Material of a shard's tracks; kept beside the shards, so that states are read once.
+
+    Args:
+        reader: The store.
+        shard: File name of the shard.
+        track_ids: Its tracks, as the index names them.
 
     Raises:
         StoreError: A shard is damaged, or a state is NaN or infinite.
     """
-    rows = []
-    for track_id in track_ids:
-        track = reader.track(track_id)
-        states = track.states.astype(np.float64)
-        if not np.isfinite(states).all():
-            raise StoreError(f"the states of track '{track_id}' hold NaN or infinity; extract it again")
-        of_text = states[track.kind == Kind.TEXT]
-        rows.append(
-            {
-                "track_id": track_id,
-                "text": track.text,
-                "language": track.language,
-                "num_states": track.num_states,
-                "duration_s": track.duration_s,
-                "no_speech": [w.no_speech_prob for w in track.windows],
-                "mean_all": states.mean(axis=0).tolist() if len(states) else None,
-                "mean_text": of_text.mean(axis=0).tolist() if len(of_text) else None,
-            }
-        )
-    return pa.Table.from_pylist(rows, schema=MATERIAL_SCHEMA)
+    uri = join(reader.root, "material", str(MATERIAL_VERSION), shard)
+    try:
+        kept = pq.read_table(pa.BufferReader(reader.storage.read(uri)), schema=MATERIAL_SCHEMA)
+    except (ObjectMissingError, pa.ArrowException):
+        kept = MATERIAL_SCHEMA.empty_table()
+    known = set(kept["track_id"].to_pylist())
+    fresh = [material_row(reader.track(t)) for t in track_ids if t not in known]
+    if fresh:
+        kept = pa.concat_tables([kept, pa.Table.from_pylist(fresh, schema=MATERIAL_SCHEMA)])
+        sink = io.BytesIO()
+        pq.write_table(kept, sink, compression="zstd", write_page_checksum=True)
+        # a store may be readable only: then states are read again next time
+        with contextlib.suppress(StorageError):
+            reader.storage.impatient().write(uri, sink.getvalue())
+    return kept.filter(pc.is_in(kept["track_id"], value_set=pa.array(track_ids, pa.string())))
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +120,11 @@ class Material:
 
     def __contains__(self, track_id: str) -> bool:
         return track_id in self._row_of
+
+    def rows(self, track_ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Id, text and language of tracks that are there."""
+        places = [self._row_of[track_id] for track_id in track_ids]
+        return self.table.select(["track_id", "text", "language"]).take(places).to_pylist()
 
     def texts(self, collection: Collection) -> list[str]:
         """Transcripts in the collection's order; "" for a track without states."""

@@ -103,8 +103,6 @@ class EvaluateResources(Settings):
     """Tiles of 256 queries that make one piece of work, and one file; what is lost with a worker."""
     held_gib: float = Field(default=4.0, ge=0)
     """GiB of one imported system's vectors that a worker may hold; more are written to `out`/vectors, and streamed."""
-    tracks_per_read: PositiveInt = 128
-    """Tracks whose states one task reads."""
 
 
 class EvaluateRecipe(Settings):

@@ -20,12 +20,14 @@ class StoreReader:
     """One extractor's tracks, as one index names them.
 
     Attributes:
+        storage: Where the store is.
+        root: `<store>/<extractor-id>`.
         index: The snapshot; a store that grows meanwhile does not change it.
         extractor_id: What the states were computed with.
     """
 
     def __init__(self, storage: Storage, root: str, index: Index) -> None:
-        self._storage, self._root = storage, root
+        self.storage, self.root = storage, root
         self.index = index
         self.extractor_id = root.rstrip("/").rsplit("/", 1)[-1]
 
@@ -80,12 +82,12 @@ class StoreReader:
         num_states, dim = row["num_states"], row["dim"]
         start, stop, _ = slice(start, stop).indices(num_states)
         if (start, stop) == (0, num_states):
-            return states_of(read_payload(self._storage, self._root, row["shard"], row), dim)
+            return states_of(read_payload(self.storage, self.root, row["shard"], row), dim)
         state_bytes = dim * STATES_DTYPE.itemsize
         num_bytes = max(0, stop - start) * state_bytes
-        uri = shard_uri(self._root, row["shard"])
+        uri = shard_uri(self.root, row["shard"])
         try:
-            data = self._storage.read_range(uri, row["payload_offset"] + start * state_bytes, num_bytes)
+            data = self.storage.read_range(uri, row["payload_offset"] + start * state_bytes, num_bytes)
         except ObjectMissingError as e:
             raise StoreError(f"the shard {uri} of track '{track_id}' is gone") from e
         if len(data) != num_bytes:
@@ -99,11 +101,11 @@ class StoreReader:
             StoreError: Unknown track, damaged or missing shard.
         """
         row = self._row(track_id)
-        table = read_row(self._storage, self._root, row["shard"], row["shard_bytes"], row["row"])
+        table = read_row(self.storage, self.root, row["shard"], row["shard_bytes"], row["row"])
         found = (table["track_id"][0].as_py(), checksum_of(table["states"][0].as_buffer()))
         if found != (track_id, row["checksum"]):
             raise StoreError(
-                f"the shard {shard_uri(self._root, row['shard'])} does not hold track '{track_id}' as the "
+                f"the shard {shard_uri(self.root, row['shard'])} does not hold track '{track_id}' as the "
                 f"index says at row {row['row']}: it is damaged or was replaced"
             )
         return TrackStates.from_row(table)
@@ -124,7 +126,7 @@ class StoreReader:
         row = self.index.row(track_id)
         if row is None:
             raise StoreError(
-                f"track '{track_id}' is not in index {self.index.number} of {self._root}, which holds "
+                f"track '{track_id}' is not in index {self.index.number} of {self.root}, which holds "
                 f"{len(self.index)} tracks"
             )
         return row

@@ -1,0 +1,91 @@
+"""`wealy search` over a store of tiny tracks, in processes of its own."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.pipelines.support import run_wealy
+from tests.whisper.support import tiny_model
+
+
+@pytest.fixture(scope="module")
+def store(undisturbed: tuple[Path, dict], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy: what is computed of states is kept beside them."""
+    there = tmp_path_factory.mktemp("search") / "store"
+    shutil.copytree(undisturbed[0].parent / "store", there)
+    return there
+
+
+def lines(output: str) -> list[list[str]]:
+    """Rank, score and track of each line that names one."""
+    rows = [line.split() for line in output.splitlines()]
+    return [row[:3] for row in rows if len(row) >= 3 and row[0].isdigit() and row[1][0] in "-0123456789"]
+
+
+def test_an_audio_file_finds_itself(undisturbed: tuple[Path, dict], store: Path) -> None:
+    audio = undisturbed[0].parent / "audio" / "t006.wav"
+    code, output = run_wealy("search", store, audio, "--by", "avg_embedding", "--top", "3")
+    assert code == 0, output
+    assert "among 40 tracks (exact)" in output
+    rank, score, track = lines(output)[0]
+    assert (rank, score) == ("1", "1.000")
+    assert track.endswith("t006.wav")
+    assert len(lines(output)) == 3
+    kept = list(store.glob("*/material/1/*.parquet"))
+    assert len(kept) == len(list(store.glob("*/shards/*.parquet")))
+    damaged = kept[0]
+    damaged.write_bytes(damaged.read_bytes()[:100])  # computed again
+    code, again = run_wealy("search", store, audio, "--by", "avg_embedding", "--top", "3")
+    assert code == 0, again
+    assert lines(again) == lines(output)
+
+
+def test_a_track_finds_its_neighbours_exactly_and_approximately(store: Path, tmp_path: Path) -> None:
+    ask = ("search", store, "t006.wav", "--by", "avg_embedding", "--top", "5")
+    code, exact = run_wealy(*ask)
+    assert code == 0, exact
+    assert "among 39 tracks (exact)" in exact
+    assert not any(row[2] == "t006.wav" for row in lines(exact))
+    code, found = run_wealy(*ask, "--approximate", tmp_path)
+    assert code == 0, found
+    assert "approximate: 100.0% of the exact 10 nearest are found" in found
+    assert lines(found) == lines(exact)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (("nothing.mp3",), 2, "'nothing.mp3' is neither a track of index"),
+        (("t006.wav", "--by", "magic"), 2, "nothing can be compared by 'magic'; there are"),
+        (("t006.wav", "--top", "0"), 2, "--top must be at least 1"),
+        (("t006.wav", "--approximate", "x"), 2, "add --by avg_embedding"),
+        (("la la", "--text", "--by", "avg_embedding"), 2, "the query has no states"),
+    ],
+)
+def test_bad_queries_are_one_sentence(store: Path, arguments: tuple, code: int, sentence: str) -> None:
+    found, output = run_wealy("search", store, *arguments)
+    assert found == code, output
+    assert sentence in output
+    assert "Traceback" not in output
+
+
+def test_an_unusable_file_or_other_weights_are_refused(
+    undisturbed: tuple[Path, dict], store: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.mp3"
+    text.write_text("no audio")
+    code, output = run_wealy("search", store, text)
+    assert code == 2, output
+    assert "text.mp3 cannot be used as a query" in output
+    audio = undisturbed[0].parent / "audio" / "t006.wav"
+    weights = tmp_path / "other.pt"
+    model = tiny_model()
+    model.decoder.ln.weight.mul_(2)
+    torch.save({"dims": vars(model.dims), "model_state_dict": model.state_dict()}, weights)
+    code, output = run_wealy("search", store, audio, "--model", weights)
+    assert code == 5, output
+    assert "are not those that the store's states were computed with" in output

@@ -1,0 +1,83 @@
+"""Extraction of one audio file in this process, with a store's own settings and without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from wealy_ray.audio import SAMPLE_RATE_HZ
+from wealy_ray.config import EngineSettings, ExtractRecipe
+from wealy_ray.errors import ConfigError, ModelError, StoreError, TrackError
+from wealy_ray.pipelines.engine_stage import decode_options, hear, ok_track
+from wealy_ray.pipelines.extract import extractor_of
+from wealy_ray.pipelines.stages import PCM_SCHEMA, WORK_SCHEMA, StageContext, decode_tracks
+from wealy_ray.storage import join
+from wealy_ray.store import StoreReader, TrackStates
+
+
+def recipe_of_store(reader: StoreReader, model: str | None) -> ExtractRecipe:
+    """The recipe of the store's last extraction, for this machine.
+
+    Args:
+        reader: The store.
+        model: Where the weights are here; None: where that extraction found them.
+
+    Raises:
+        StoreError: No run of the store left its recipe.
+    """
+    records = [i for i in reader.storage.list(join(reader.root, "runs")) if i.uri.endswith("/run.json")]
+    for info in sorted(records, key=lambda i: i.uri, reverse=True):
+        settings: dict[str, Any] = json.loads(reader.storage.read(info.uri)).get("recipe") or {}
+        if settings:
+            settings |= {"storage": reader.storage.settings, "engine": EngineSettings()}
+            return ExtractRecipe.model_validate(settings | ({"model": model} if model else {}))
+    raise StoreError(f"{reader.root}/runs holds no recipe: how the store was made is not known")
+
+
+def extract_one(reader: StoreReader, recipe: ExtractRecipe, uri: str) -> TrackStates:
+    """States of an audio file that can be compared with a store's.
+
+    Args:
+        reader: The store.
+        recipe: How its states were computed, see `recipe_of_store`.
+        uri: The audio.
+
+    Raises:
+        ConfigError: The audio cannot be used.
+        ModelError: The weights cannot be loaded, or are not those of the store.
+    """
+    import torch
+
+    from wealy_ray.whisper import Engine, EngineOptions, load_whisper
+
+    storage = reader.storage
+    work = pa.Table.from_pylist([{"track_id": uri, "audio_uri": uri, "etag": None}], schema=WORK_SCHEMA)
+    context = StageContext(recipe, reader.root, reader.extractor_id, weights_digest="", epoch=0)
+    (pcm,) = decode_tracks(work, context)
+    fields = {name: pcm[name][0].as_py() for name in PCM_SCHEMA.names if name != "samples"}
+    if fields["error_type"] is not None:
+        raise ConfigError(f"{uri} cannot be used as a query: {fields['error_message']}")
+    loaded = load_whisper(recipe.model, read_bytes=storage.read)
+    if extractor_of(recipe, loaded).extractor_id != reader.extractor_id:
+        raise ModelError(
+            f"the weights of '{recipe.model}' are not those that the store's states were computed with; name the "
+            "right ones with --model"
+        )
+    samples = np.frombuffer(pcm["samples"][0].as_buffer(), np.float32)
+    engine = Engine(
+        loaded.model,
+        EngineOptions(device="cuda" if torch.cuda.is_available() else "cpu"),
+        decode_options(recipe),
+    )
+    engine.start().wait_until_ready()
+    try:
+        heard = asyncio.run(hear(engine, samples, recipe))
+        return ok_track(fields, len(samples) / SAMPLE_RATE_HZ, heard, engine.dims.n_text_state)
+    except TrackError as e:
+        raise ConfigError(f"{uri} cannot be used as a query: {e.message}") from e
+    finally:
+        engine.close()
