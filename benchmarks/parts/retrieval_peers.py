@@ -77,10 +77,31 @@ def torchmetrics(vectors: np.ndarray, cliques: np.ndarray) -> float:
     return float(np.mean(values))
 
 
+def ranx(vectors: np.ndarray, cliques: np.ndarray) -> float:
+    """Its MAP over runs of all candidates."""
+    from ranx import Qrels, Run, evaluate
+
+    names = [f"t{i:07d}" for i in range(len(vectors))]
+    scores = vectors @ vectors.T
+    qrels: dict[str, dict[str, int]] = {}
+    run: dict[str, dict[str, float]] = {}
+    for i, name in enumerate(names):
+        relevant = np.flatnonzero((cliques == cliques[i]) & (np.arange(len(vectors)) != i))
+        if len(relevant):
+            qrels[name] = {names[j]: 1 for j in relevant}
+            run[name] = {
+                other: s for other, s in zip(names, scores[i].tolist(), strict=True) if other != name
+            }
+    return float(evaluate(Qrels(qrels), Run(run), "map"))
+
+
+RANX_UP_TO = 2000
+"""Its dictionaries hold every pair: beyond, they take gigabytes and minutes."""
+
 PEERS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "full_argsort": full_argsort,
     "faiss_flat": faiss_flat,
     "pytorch_metric_learning": pytorch_metric_learning,
     "torchmetrics": torchmetrics,
+    "ranx": ranx,
 }
-"""ranx is not here: at 5,000 tracks its dictionaries alone take minutes; a test compares with it at small size."""

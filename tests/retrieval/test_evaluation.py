@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -190,6 +191,32 @@ def test_equal_to_ranx():
     ours = {"map": "map", "mrr": "mrr", "precision@10": "p_10", "hit_rate@10": "hit_10"}
     for their_name, our_name in ours.items():
         assert summary[our_name]["mean"] == pytest.approx(theirs[their_name], abs=1e-12)
+
+
+def test_equal_to_pytorch_metric_learning():
+    """With every neighbour asked for; with its default k it truncates, which is another metric."""
+    pytest.importorskip("pytorch_metric_learning")
+    from pytorch_metric_learning.distances import CosineSimilarity
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+    from pytorch_metric_learning.utils.inference import CustomKNN
+
+    rng = np.random.default_rng(6)
+    collection = a_collection(rng, 300, 40)
+    vectors = rng.standard_normal((300, 16)).astype(np.float32)
+    scores = VectorScores.cosine(collection, vectors, np.zeros(300, bool))
+    calculator = AccuracyCalculator(
+        include=("mean_average_precision", "mean_reciprocal_rank", "precision_at_1"),
+        k=299,
+        knn_func=CustomKNN(CosineSimilarity()),
+        device=torch.device("cpu"),
+    )
+    # a clique of one has no place there either; tracks without a clique would be one large clique
+    labels = np.where(collection.cliques < 0, 10_000 + np.arange(300), collection.cliques)
+    theirs = calculator.get_accuracy(torch.from_numpy(vectors), torch.from_numpy(labels))
+    ours = summarise(evaluate(scores, collection, views=["all"]))
+    assert ours["map"]["mean"] == pytest.approx(theirs["mean_average_precision"], abs=1e-6)
+    assert ours["mrr"]["mean"] == pytest.approx(theirs["mean_reciprocal_rank"], abs=1e-6)
+    assert ours["hit_1"]["mean"] == pytest.approx(theirs["precision_at_1"], abs=1e-6)
 
 
 @pytest.mark.skipif(not DATASETS.is_dir(), reason="the metadata files are not here")
