@@ -33,7 +33,7 @@ s3-demo: setup ## the README's S3 example, against a real S3 server on this mach
 	$(PY) examples/s3_demo.py
 
 test: check ## everything that CI runs: make check, then the tests
-	$(PY) -m pytest -m 'not heavy'
+	$(PY) -m pytest -m 'not heavy' -n 2 --dist loadfile
 
 test-heavy: setup ## chaos and scale runs that are too long for CI
 	$(PY) -m pytest -m heavy

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from wealy_ray.audio import IsolatedDecoder
-from wealy_ray.config import AudioSettings, ExtractRecipe, load_recipe, parse_override
+from wealy_ray.config import AudioSettings, ExtractRecipe, load_recipe, load_settings, parse_override
 from wealy_ray.errors import ConfigError
+from wealy_ray.retrieval.recipe import EvaluateRecipe
 
 MINIMAL = "manifest: m.parquet\nstore: out\n"
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
@@ -34,7 +35,8 @@ def test_timestamps_follow_the_window_plan_unless_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_shipped_recipes_are_valid(path: Path) -> None:
-    assert isinstance(load_recipe(path), ExtractRecipe)
+    kind = EvaluateRecipe if path.stem.endswith("evaluate") else ExtractRecipe
+    assert isinstance(load_settings(kind, path), kind)
 
 
 @pytest.mark.parametrize(

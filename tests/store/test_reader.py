@@ -131,17 +131,17 @@ def test_damage_names_shard_and_track(storage: Storage, root: str) -> None:
     row = reader.index.row("set:V-0")
     assert row is not None
     name = row["shard"]
-    damage(storage, reader._root, name, lambda data: flip(data, row["payload_offset"] + 100))
+    damage(storage, reader.root, name, lambda data: flip(data, row["payload_offset"] + 100))
     with pytest.raises(StoreError, match=rf"{name}.* track 'set:V-0'"):
         reader.states("set:V-0")
     with pytest.raises(StoreError, match=f"{name} is damaged"):
         reader.track("set:V-0")
-    damage(storage, reader._root, name, lambda data: data[: row["payload_offset"] + 100])
+    damage(storage, reader.root, name, lambda data: data[: row["payload_offset"] + 100])
     with pytest.raises(StoreError, match=rf"{name} is truncated .* 'set:V-0'"):
         reader.states("set:V-0", 0, 50)
     with pytest.raises(StoreError, match=name):
         reader.track("set:V-0")
-    storage.delete(shard_uri(reader._root, name))
+    storage.delete(shard_uri(reader.root, name))
     for ask in (
         lambda: reader.states("set:V-0"),
         lambda: reader.states("set:V-0", 3),
@@ -155,9 +155,9 @@ def test_a_shard_that_was_replaced_is_noticed(storage: Storage, root: str) -> No
     build(storage, root)
     reader = StoreReader.open(storage, root)
     other: list[TrackStates] = [make_track(8, 200, 24), make_failed(1)]
-    replacement = shard_of(write(storage, reader._root, other, extractor_id=SPEC.extractor_id))
+    replacement = shard_of(write(storage, reader.root, other, extractor_id=SPEC.extractor_id))
     row = reader.index.row("set:V-0")
     assert row is not None
-    damage(storage, reader._root, row["shard"], lambda _: storage.read(shard_uri(reader._root, replacement)))
+    damage(storage, reader.root, row["shard"], lambda _: storage.read(shard_uri(reader.root, replacement)))
     with pytest.raises(StoreError, match=r"does not hold track 'set:V-0'|is damaged"):
         reader.track("set:V-0")

@@ -48,7 +48,7 @@ def share(
     # a local session has more logical CPUs than there are; here every worker computes
     there = (os.cpu_count() or 1) if cluster.address == "local" else cluster.num_cpus
     at_a_time = max_workers or max(1, int(there // cpus) if not gpus else int(cluster.num_gpus // gpus))
-    remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=WORKER_DEATHS)(work)
+    remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=WORKER_DEATHS)(_call)
     shared = [ray.put(value) for value in common]
     waiting = list(reversed(pieces))
     running: dict[Any, Any] = {}
@@ -56,7 +56,7 @@ def share(
         while waiting or running:
             while waiting and len(running) < at_a_time:
                 piece = waiting.pop()
-                running[remote.remote(piece, *shared)] = piece
+                running[remote.remote(work, piece, shared)] = piece
             done, _ = ray.wait(list(running), timeout=poll_s)
             if not done:
                 yield None
@@ -75,3 +75,19 @@ def share(
     finally:
         for ref in running:
             ray.cancel(ref, force=False)
+
+
+_held: dict[str, Any] = {}
+"""What the calls of this worker share, by reference: half a million track ids are not unpacked for every piece."""
+
+
+def _call(work: Callable[..., Any], piece: Any, shared: Sequence[Any]) -> Any:
+    import ray
+
+    keys = [ref.hex() for ref in shared]
+    for stale in _held.keys() - set(keys):
+        del _held[stale]
+    for key, ref in zip(keys, shared, strict=True):
+        if key not in _held:
+            _held[key] = ray.get(ref)
+    return work(piece, *(_held[key] for key in keys))

@@ -6,6 +6,7 @@ tiles are padded, so that a score has the same bits whatever is computed next to
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -69,37 +70,55 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
 class VectorScores:
     """Inner products of one vector per track; of unit rows, their cosine.
 
+    Arrays are never copied in a worker: what Ray shares among the processes of a node stays shared.
+
     Attributes:
-        vectors: float32 [num_tracks, d], in the collection's order.
+        padded: float32 [num_tiles * CANDIDATE_TILE, d], candidates in the order of the columns, then zeros.
+        tracks: float32 [num_tracks, d] where not every track is a candidate; None: the candidates are the tracks.
         missing: bool [num_tracks].
         candidates: int64 [num_candidates], `Collection.candidates`.
     """
 
-    vectors: np.ndarray
+    padded: np.ndarray
+    tracks: np.ndarray | None
     missing: np.ndarray
     candidates: np.ndarray
-    _tiles: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _on_device: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     def cosine(cls, collection: Collection, vectors: np.ndarray, missing: np.ndarray) -> VectorScores:
         """Cosine similarity.
 
+        Args:
+            collection: The tracks.
+            vectors: float32 [num_tracks, d], in the collection's order.
+            missing: bool [num_tracks], tracks that have none.
+
         Raises:
             StoreError: A vector holds NaN or infinity.
         """
         check_vectors(collection.track_ids, vectors, missing)
-        return cls(unit_rows(np.where(missing[:, None], 0, vectors)), missing, collection.candidates)
+        unit = unit_rows(np.where(missing[:, None], 0, vectors))
+        candidates = collection.candidates
+        num_tiles = -(-len(candidates) // CANDIDATE_TILE)
+        padded = np.zeros((num_tiles * CANDIDATE_TILE, unit.shape[1]), np.float32)
+        padded[: len(candidates)] = unit[candidates]
+        return cls(padded, None if len(candidates) == len(unit) else unit, missing, candidates)
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """float32 [num_tracks, d], in the collection's order."""
+        return self.padded[: len(self.missing)] if self.tracks is None else self.tracks
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_tiles": {}}
+        return {**self.__dict__, "_on_device": {}}
 
     def rows(self, queries: np.ndarray, device: torch.device = CPU) -> Tensor:
         """See `Scores`."""
-        dim = self.vectors.shape[1]
-        block = np.zeros((-(-len(queries) // QUERY_TILE) * QUERY_TILE, dim), np.float32)
+        block = np.zeros((-(-len(queries) // QUERY_TILE) * QUERY_TILE, self.padded.shape[1]), np.float32)
         block[: len(queries)] = self.vectors[queries]
         query_tiles = torch.from_numpy(block).to(device).split(QUERY_TILE)
-        candidates = self._on(device)
+        candidates = self._candidates(device)
         num_columns = len(self.candidates)
         out = empty_rows(len(queries), num_columns, device)
         for c in range(0, num_columns, CANDIDATE_TILE):
@@ -110,15 +129,13 @@ class VectorScores:
         hide_missing(out, self.missing, queries, self.candidates)
         return out
 
-    def _on(self, device: torch.device) -> Tensor:
-        """Candidates [num_tiles * CANDIDATE_TILE, d] on a device, padded with zeros."""
+    def _candidates(self, device: torch.device) -> Tensor:
         key = str(device)
-        if key not in self._tiles:
-            padded_size = -(-len(self.candidates) // CANDIDATE_TILE) * CANDIDATE_TILE
-            padded = np.zeros((padded_size, self.vectors.shape[1]), np.float32)
-            padded[: len(self.candidates)] = self.vectors[self.candidates]
-            self._tiles[key] = torch.from_numpy(padded).to(device)
-        return self._tiles[key]
+        if key not in self._on_device:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # shared memory cannot be written; nobody does
+                self._on_device[key] = torch.from_numpy(self.padded).to(device)
+        return self._on_device[key]
 
 
 def empty_rows(num_rows: int, num_columns: int, device: torch.device) -> Tensor:
