@@ -16,6 +16,7 @@ code class                 meaning
 8    TooManyFailuresError  more tracks failed than `max_failure_rate` allows
 9    ReconciliationError   tracks in is not ok + failed, each once
 10   ClusterError          Ray cannot be started, or has not the resources the recipe asks for
+11   TrainingError         training cannot go on: the loss is NaN or infinite
 75   TransientError        a passing fault outlasted the retries: run the same command again
 130  (interrupted)         stopped by the user: run the same command again
 ==== ===================== ==========================================================
@@ -82,6 +83,12 @@ class ClusterError(WealyError):
     """Ray cannot be started or lacks what the recipe asks for."""
 
     exit_code = 10
+
+
+class TrainingError(WealyError):
+    """Training cannot go on: the loss is NaN or infinite."""
+
+    exit_code = 11
 
 
 class TransientError(WealyError):

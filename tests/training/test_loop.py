@@ -1,0 +1,212 @@
+"""The loop without Ray: ranks are processes that meet over gloo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from wealy_ray.catalog import read_manifest
+from wealy_ray.errors import ManifestError, StoreError, TrainingError
+from wealy_ray.storage import Storage
+from wealy_ray.store import StoreReader
+from wealy_ray.training.checkpoint import read_checkpoint, write_checkpoint
+from wealy_ray.training.crops import CropReader, kinds_by_name
+from wealy_ray.training.data import Tracks
+from wealy_ray.training.loop import Loop, Rank, Splits
+from wealy_ray.training.recipe import TrainRecipe
+
+MODEL = {
+    "kind": "transformer",
+    "width": 16,
+    "layers": 1,
+    "heads": 2,
+    "feed_forward": 16,
+    "output_dim": 8,
+    "standardise": True,
+}
+
+
+def a_recipe(place: Path, **changes: Any) -> TrainRecipe:
+    settings: dict[str, Any] = {
+        "manifest": str(place / "manifest.parquet"),
+        "store": str(place / "store"),
+        "out": str(place / "out"),
+        "model": MODEL,
+        "data": {"crop": 40, "cliques_per_batch": 6},
+        "optimiser": {"learning_rate": 3e-3, "epochs": 6, "warmup_epochs": 1},
+        "validation": {"every_epochs": 2},
+        "resources": {"passes": 4, "loaders": 0},
+    }
+    return TrainRecipe.model_validate(settings | changes)
+
+
+def splits_of(recipe: TrainRecipe) -> Splits:
+    storage = Storage()
+    reader = StoreReader.open(storage, recipe.store)
+    crops = CropReader(reader, recipe.data.crop, kinds_by_name(recipe.data.kinds))
+    manifest = read_manifest(storage, recipe.manifest).table
+    parts = (recipe.data.train_split, recipe.data.validation_split)
+    return Splits(*(Tracks.of_split(manifest, recipe.manifest, split, crops) for split in parts), crops)
+
+
+def train(
+    recipe: TrainRecipe, rank: Rank | None = None, stops: tuple[int, ...] = (), folder: Path | None = None
+) -> Loop:
+    """Trains; after each number of steps in `stops` everything is thrown away but a checkpoint."""
+    rank = rank or Rank(0, 1, torch.device("cpu"))
+    facts = {"recipe": "r"}
+    done = [0]
+
+    class Stopper:
+        def wants(self, _: Loop) -> tuple[bool, bool]:
+            done[0] += 1
+            return False, done[0] in stops
+
+        def save(self, _: Loop) -> None:
+            pass
+
+    for attempt in range(len(stops) + 1):
+        loop = Loop(recipe, splits_of(recipe), rank, Stopper())
+        if attempt:
+            loop.load(*read_checkpoint(folder / f"{rank.number}-{attempt - 1}", facts))
+        loop.run()
+        if folder is not None:
+            there = folder / f"{rank.number}-{attempt}"
+            there.mkdir()
+            write_checkpoint(there, *loop.state(), facts)
+    return loop
+
+
+def weights_of(loop: Loop) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in loop.network.state_dict().items()}
+
+
+def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], atol: float = 0.0) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.allclose(tensor, other[name], rtol=0, atol=atol), name
+
+
+def test_it_learns_what_versions_share(song_store: Path) -> None:
+    recipe = a_recipe(song_store, optimiser={"learning_rate": 5e-3, "epochs": 30, "warmup_epochs": 2})
+    loop = train(recipe)
+    history = loop.progression.history
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+    maps = [entry["map"] for entry in history if "map" in entry]
+    assert len(maps) == 15
+    assert max(maps) == loop.progression.best_map > 0.6
+    assert all(0 <= entry["padded_share"] < 0.5 for entry in history)
+
+
+@pytest.mark.parametrize("loss", [{"kind": "triplet"}, {"kind": "clews"}, {"kind": "supervised_contrastive"}])
+def test_other_losses_go_down(song_store: Path, loss: dict) -> None:
+    history = train(a_recipe(song_store, loss=loss)).progression.history
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_stopped_runs_end_with_the_same_bits(song_store: Path, tmp_path: Path) -> None:
+    mining = {"every_epochs": 2, "neighbours": 4}
+    recipe = a_recipe(song_store, mining=mining, data={"crop": 40, "cliques_per_batch": 4, "kinds": ["text"]})
+    whole = train(recipe)
+    pieces = train(recipe, stops=(1, 5, 9), folder=tmp_path)
+    assert_equal(weights_of(whole), weights_of(pieces))
+    assert whole.progression.history == pieces.progression.history
+    other = train(recipe.model_copy(update={"seed": 1}))
+    assert not torch.equal(other.network.project.weight, whole.network.project.weight)
+
+
+def test_loader_processes_change_nothing(song_store: Path) -> None:
+    alone = train(a_recipe(song_store, optimiser={"learning_rate": 3e-3, "epochs": 1, "warmup_epochs": 0}))
+    recipe = a_recipe(
+        song_store,
+        optimiser={"learning_rate": 3e-3, "epochs": 1, "warmup_epochs": 0},
+        resources={"passes": 4, "loaders": 2},
+    )
+    assert_equal(weights_of(alone), weights_of(train(recipe)))
+
+
+def _rank(number: int, world_size: int, recipe: TrainRecipe, stops: tuple[int, ...], folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=number, world_size=world_size)
+    loop = train(recipe, Rank(number, world_size, torch.device("cpu")), stops, folder)
+    torch.save((weights_of(loop), loop.progression.history), folder / f"{number}.pt")
+    dist.destroy_process_group()
+
+
+def ranks(world_size: int, recipe: TrainRecipe, folder: Path, stops: tuple[int, ...] = ()) -> list[Any]:
+    folder.mkdir()
+    mp.spawn(_rank, (world_size, recipe, stops, folder), nprocs=world_size)
+    return [torch.load(folder / f"{number}.pt") for number in range(world_size)]
+
+
+def test_any_number_of_ranks_trains_the_same_model(song_store: Path, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = train(a_recipe(song_store))
+    torch.set_num_threads(threads)
+    two = ranks(2, a_recipe(song_store), tmp_path / "two")
+    again = ranks(2, a_recipe(song_store), tmp_path / "again", stops=(3,))
+    assert_equal(two[0][0], two[1][0])
+    assert_equal(two[0][0], again[0][0])  # bit-equal after a stop
+    assert two[0][1] == again[0][1]
+    # dropout included: another number of ranks differs by rounding only
+    expected = weights_of(alone)
+    for weights in (two[0][0], expected):
+        # a bias of keys changes no attention: its gradient is rounding alone, which AdamW blows up
+        weights["layers.0.qkv.bias"][16:32] = 0
+    assert_equal(two[0][0], expected, atol=2e-4)
+    for ours, theirs in zip(two[0][1], alone.progression.history, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+
+
+def test_without_gathering_ranks_see_their_own_negatives(song_store: Path, tmp_path: Path) -> None:
+    found = ranks(2, a_recipe(song_store, gather="none"), tmp_path / "none")
+    assert_equal(found[0][0], found[1][0])
+    gathered = train(a_recipe(song_store))
+    assert (
+        found[0][1][0]["loss"] < gathered.progression.history[0]["loss"] - 0.1
+    )  # fewer negatives, lower loss
+
+
+def test_training_ends_when_nothing_gets_better(song_store: Path) -> None:
+    recipe = a_recipe(
+        song_store,
+        optimiser={"learning_rate": 1e-9, "epochs": 50, "warmup_epochs": 0},
+        validation={"every_epochs": 1, "patience": 3},
+    )
+    loop = train(recipe)
+    assert loop.is_over
+    assert loop.progression.epoch == loop.progression.best_epoch + 3 < 50
+
+
+def test_a_loss_that_is_nan_names_the_tracks(song_store: Path) -> None:
+    recipe = a_recipe(song_store, optimiser={"learning_rate": 1e30, "epochs": 9, "warmup_epochs": 0})
+    with pytest.raises(
+        TrainingError, match=r"the loss is nan in epoch \d, step \d, with tracks set:V-\d+, set:V-"
+    ):
+        train(recipe)
+
+
+def test_a_foreign_or_damaged_checkpoint_is_refused(song_store: Path, tmp_path: Path) -> None:
+    train(a_recipe(song_store), stops=(1,), folder=tmp_path)
+    with pytest.raises(StoreError, match="is of another training: recipe differ"):
+        read_checkpoint(tmp_path / "0-0", {"recipe": "another"})
+    (tmp_path / "0-0" / "state.pt").write_bytes(b"PK")
+    with pytest.raises(StoreError, match="is damaged"):
+        read_checkpoint(tmp_path / "0-0", {"recipe": "r"})
+
+
+def test_splits_that_cannot_be_used_are_one_sentence(song_store: Path) -> None:
+    recipe = a_recipe(song_store)
+    splits = splits_of(recipe)
+    assert len(splits.train) == 14 * 3
+    assert splits.train.num_dropped == 2
+    for name in ("nothing",):
+        data = {"train_split": name}
+        with pytest.raises(ManifestError, match="has no track of split 'nothing'; it has train, val"):
+            splits_of(a_recipe(song_store, data=data))
