@@ -49,7 +49,7 @@ def test_a_matrix_is_looked_up_by_id(tmp_path, dtype):
         (np.zeros((2, 2), int), ["a", "b"], "must be a square of floating-point"),
         (np.zeros((2, 2)), ["a"], "1 ids for a matrix of 2 rows"),
         (np.zeros((2, 2)), ["a", "a"], "id 'a' stands twice"),
-        (np.array([[object()]]), ["a"], "cannot be read as a .npy matrix"),
+        (np.array([[object()]]), ["a"], "is no .npy matrix of numbers"),
     ],
 )
 def test_a_bad_matrix_is_refused(tmp_path, matrix, ids, message):

@@ -135,6 +135,24 @@ def read_manifest(storage: Storage, uri: str) -> Manifest:
     return Manifest(validate(table, uri), hashlib.sha256(data).hexdigest())
 
 
+def tracks_of_split(table: pa.Table, source: str, split: str) -> pa.Table:
+    """Rows of one split.
+
+    Args:
+        table: Of a manifest.
+        source: Its name, for messages.
+        split: The split.
+
+    Raises:
+        ManifestError: It has no such tracks.
+    """
+    rows = table.filter(pc.equal(table["split"], split))
+    if not rows.num_rows:
+        named = ", ".join(sorted(set(table["split"].drop_null().to_pylist()))) or "none"
+        raise ManifestError(f"the manifest {source} has no track of split '{split}'; it has {named}")
+    return rows
+
+
 def write_manifest(storage: Storage, uri: str, table: pa.Table) -> None:
     """Validates and writes a manifest, atomically.
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from wealy_ray.catalog import Manifest, read_manifest
+from wealy_ray.catalog import Manifest, read_manifest, tracks_of_split
 from wealy_ray.errors import ConfigError, ReconciliationError, StoreError
 from wealy_ray.pipelines.session import Cluster, connect
 from wealy_ray.pipelines.sharing import share
@@ -78,6 +78,8 @@ def run_evaluate(recipe: EvaluateRecipe) -> Evaluated:
     began_s = time.monotonic()
     storage = Storage(recipe.storage)
     manifest = read_manifest(storage, recipe.manifest)
+    for split in sorted(_splits(recipe)):
+        tracks_of_split(manifest.table, recipe.manifest, split)
     storage.check_folder(recipe.out)
     reader = None
     if recipe.store is not None:
@@ -188,11 +190,9 @@ class _Run:
                 strict=True,
             )
         )
-        wanted = {recipe.split}
-        wanted |= {s.standardise_by for s in recipe.systems if isinstance(s, AverageEmbedding)} - {None}
-        if any(isinstance(s, Fusion) and recipe.tuned(s) for s in recipe.systems):
-            wanted.add(recipe.tuning_split)
-        ids = pa.array([t for t, split in splits.items() if recipe.split is None or split in wanted])
+        wanted = _splits(recipe)
+        kept = [t for t, split in splits.items() if recipe.split is None or split in wanted]
+        ids = pa.array(kept, pa.string())
         shards = tracks_by_shard(index.table, ids)
         if not shards:
             raise StoreError(
@@ -401,6 +401,15 @@ def _rank_shard(shard: int, ranking: _Ranking) -> int:
     table = pa.concat_tables(tables)
     ranking.storage.write(join(ranking.folder, f"{shard:05d}.parquet"), _as_parquet(table))
     return pc.sum(pc.equal(table["view"], "all")).as_py() or 0
+
+
+def _splits(recipe: EvaluateRecipe) -> set[str]:
+    """Splits that the recipe names and uses."""
+    used = {recipe.split}
+    used |= {s.standardise_by for s in recipe.systems if isinstance(s, AverageEmbedding)}
+    if any(isinstance(s, Fusion) and recipe.tuned(s) for s in recipe.systems):
+        used.add(recipe.tuning_split)
+    return {split for split in used if split is not None}
 
 
 def _read_shard(piece: tuple[str, list[str]], reader: StoreReader) -> pa.Table:

@@ -54,8 +54,12 @@ class ApproximateIndex:
             vectors: float32 [n, d], cosine counts.
 
         Raises:
-            ConfigError: faiss is not installed.
+            ConfigError: faiss is not installed, or the folder cannot be made.
         """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise ConfigError(f"{folder} cannot be made: {e.strerror}; name another local folder") from e
         collection = Collection.of(list(track_ids), [None] * len(track_ids))
         order = np.argsort(np.array(track_ids, object), kind="stable")
         exact = VectorScores.cosine(collection, vectors[order], np.zeros(len(order), bool))
@@ -70,7 +74,6 @@ class ApproximateIndex:
         _, found = graph.search(exact.vectors[asked], RECALL_AT + 1)
         hits = [len(set(w) & set(f)) for w, f in zip(wanted.tolist(), found.tolist(), strict=True)]
         recall = sum(hits) / max(1, wanted.size)
-        folder.mkdir(parents=True, exist_ok=True)
         faiss.write_index(graph, str(folder / "graph.faiss"))
         facts = {"recall": recall, "num_asked": len(asked), "track_ids": collection.track_ids.tolist()}
         (folder / "facts.json").write_text(json.dumps(facts))

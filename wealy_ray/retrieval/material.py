@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from wealy_ray.catalog import tracks_of_split
 from wealy_ray.errors import ManifestError, StorageError, StoreError
 from wealy_ray.retrieval.collection import Collection
 from wealy_ray.retrieval.recipe import EvaluateRecipe
@@ -166,10 +167,8 @@ def collection_of(
     Raises:
         ManifestError: The split has no tracks, or no query.
     """
-    rows = [row for row in manifest.to_pylist() if split is None or row["split"] == split]
-    if not rows:
-        named = ", ".join(sorted({str(s) for s in manifest["split"].to_pylist()}))
-        raise ManifestError(f"the manifest {recipe.manifest} has no track of split '{split}'; it has {named}")
+    table = manifest if split is None else tracks_of_split(manifest, recipe.manifest, split)
+    rows = table.to_pylist()
     if material is not None and recipe.without_states == "drop":
         rows = [row for row in rows if row["track_id"] in material]
     detected = material.languages([r["track_id"] for r in rows]) if material is not None else [""] * len(rows)

@@ -39,7 +39,9 @@ def read_matrix(storage: Storage, uri: str, ids_uri: str) -> tuple[list[str], np
             matrix = np.load(io.BytesIO(storage.read(uri)), allow_pickle=False)
         ids = [line.strip() for line in storage.read(ids_uri).decode().splitlines() if line.strip()]
     except (ValueError, EOFError) as e:
-        raise StoreError(f"{uri} with {ids_uri} cannot be read as a .npy matrix and its ids: {e}") from e
+        raise StoreError(
+            f"{uri} is no .npy matrix of numbers, or {ids_uri} no text file with one id per line"
+        ) from e
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.dtype.kind != "f":
         raise StoreError(
             f"{uri} is {matrix.dtype} {list(matrix.shape)}; it must be a square of floating-point numbers"
