@@ -23,7 +23,12 @@ def save(uri, settings=SMALL, seed=0):
     network = build_model(settings, 6)
     network.set_input_statistics(torch.randn(6), torch.rand(6))
     config = ModelConfig(
-        model=settings, input_dim=6, digest=digest_of(network), extractor_id="abc", metrics={"map": 0.5}
+        model=settings,
+        input_dim=6,
+        digest=digest_of(network),
+        extractor_id="abc",
+        crop=40,
+        metrics={"map": 0.5},
     )
     save_model(Storage(), str(uri), network, config, "# A model\n")
     return network.eval(), config

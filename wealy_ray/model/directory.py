@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, PositiveInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -22,7 +22,7 @@ from torch import Tensor
 from wealy_ray.config import Settings
 from wealy_ray.errors import StoreError
 from wealy_ray.model.networks import StateNetwork, build_model
-from wealy_ray.model.settings import ModelSettings
+from wealy_ray.model.settings import KindName, ModelSettings
 from wealy_ray.storage import ObjectMissingError, Storage, join
 
 FORMAT = 1
@@ -38,8 +38,12 @@ class ModelConfig(Settings):
     """Of the weights, see `digest_of`."""
     extractor_id: str
     """What the states must have been computed with."""
+    crop: PositiveInt
+    """States of a window; what the network was trained on."""
+    kinds: tuple[KindName, ...] | None = None
+    """Kinds of states that count; None: all."""
     data: dict[str, Any] = Field(default_factory=dict)
-    """Manifest digest, splits, counts; how states are cropped and filtered."""
+    """Manifest digest, splits, counts."""
     metrics: dict[str, Any] = Field(default_factory=dict)
     """What was measured, and on what."""
 

@@ -8,6 +8,9 @@ from pydantic import Field, PositiveInt, model_validator
 
 from wealy_ray.config import Settings
 
+KindName = Literal["prompt", "sot", "text", "timestamp", "eot"]
+"""What a state predicts, see `wealy_ray.whisper.types.Kind`."""
+
 
 class TransformerSettings(Settings):
     """WEALY: states -> Linear -> Transformer encoder -> pooling -> Linear. The defaults are the paper's."""

@@ -9,9 +9,7 @@ from pydantic import Field, PositiveInt, model_validator
 from wealy_ray.config import Settings, StorageSettings
 from wealy_ray.model.losses import LossSettings
 from wealy_ray.model.losses.build import NTXentSettings
-from wealy_ray.model.settings import ModelSettings, TransformerSettings
-
-KindName = Literal["prompt", "sot", "text", "timestamp", "eot"]
+from wealy_ray.model.settings import KindName, ModelSettings, TransformerSettings
 
 
 class DataSettings(Settings):
