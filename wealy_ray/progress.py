@@ -67,7 +67,7 @@ class Progress:
         span_s = max(now_s - then_s, 1e-9)
         tracks_per_s = (self.done - then_done) / span_s
         left = self.total - self.done
-        eta = "done" if left <= 0 else _duration(left / tracks_per_s) if tracks_per_s > 0 else "unknown"
+        eta = "done" if left <= 0 else in_words(left / tracks_per_s) if tracks_per_s > 0 else "unknown"
         share = f"{100 * self.done / self.total:.1f} %" if self.total else "100 %"
         return (
             f"{self.done}/{self.total} tracks ({share}), {tracks_per_s:.2f} tracks/s, "
@@ -89,7 +89,8 @@ class Progress:
         self.stream.flush()
 
 
-def _duration(seconds: float) -> str:
+def in_words(seconds: float) -> str:
+    """A duration as people say it: `2 h 05 min`, `3 min 07 s`, `12 s`."""
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     if hours:

@@ -12,9 +12,10 @@ import torch.multiprocessing as mp
 
 from wealy_ray.catalog import read_manifest
 from wealy_ray.errors import ManifestError, StoreError, TrainingError
+from wealy_ray.model import ModelConfig, digest_of
 from wealy_ray.storage import Storage
 from wealy_ray.store import StoreReader
-from wealy_ray.training.checkpoint import read_checkpoint, write_checkpoint
+from wealy_ray.training.checkpoint import Checkpoints
 from wealy_ray.training.crops import CropReader, kinds_by_name
 from wealy_ray.training.data import Tracks
 from wealy_ray.training.loop import Loop, Rank, Splits
@@ -59,7 +60,6 @@ def train(
 ) -> Loop:
     """Trains; after each number of steps in `stops` everything is thrown away but a checkpoint."""
     rank = rank or Rank(0, 1, torch.device("cpu"))
-    facts = {"recipe": "r"}
     done = [0]
 
     class Stopper:
@@ -67,19 +67,31 @@ def train(
             done[0] += 1
             return False, done[0] in stops
 
-        def save(self, _: Loop) -> None:
+        def save(self, _: Loop, *, is_wanted: bool) -> None:
             pass
 
-    for attempt in range(len(stops) + 1):
+    for _ in range(len(stops) + 1):
         loop = Loop(recipe, splits_of(recipe), rank, Stopper())
-        if attempt:
-            loop.load(*read_checkpoint(folder / f"{rank.number}-{attempt - 1}", facts))
+        if folder is not None:
+            checkpoints = checkpoints_of(folder / str(rank.number))
+            found = checkpoints.read_latest()
+            if found is not None:
+                loop.load(*found)
         loop.run()
         if folder is not None:
-            there = folder / f"{rank.number}-{attempt}"
-            there.mkdir()
-            write_checkpoint(there, *loop.state(), facts)
+            config = ModelConfig(
+                model=recipe.model,
+                input_dim=loop.input_dim,
+                digest=digest_of(loop.network),
+                extractor_id="e",
+                crop=recipe.data.crop,
+            )
+            checkpoints.write(loop.network, *loop.state(), config, "# A card")
     return loop
+
+
+def checkpoints_of(folder: Path, recipe: str = "r") -> Checkpoints:
+    return Checkpoints(Storage(), str(folder), {"recipe": recipe, "crops": (1, 2)})
 
 
 def weights_of(loop: Loop) -> dict[str, torch.Tensor]:
@@ -192,13 +204,28 @@ def test_a_loss_that_is_nan_names_the_tracks(song_store: Path) -> None:
         train(recipe)
 
 
-def test_a_foreign_or_damaged_checkpoint_is_refused(song_store: Path, tmp_path: Path) -> None:
+def test_a_foreign_checkpoint_is_refused(song_store: Path, tmp_path: Path) -> None:
     train(a_recipe(song_store), stops=(1,), folder=tmp_path)
-    with pytest.raises(StoreError, match="is of another training: recipe differ"):
-        read_checkpoint(tmp_path / "0-0", {"recipe": "another"})
-    (tmp_path / "0-0" / "state.pt").write_bytes(b"PK")
-    with pytest.raises(StoreError, match="is damaged"):
-        read_checkpoint(tmp_path / "0-0", {"recipe": "r"})
+    with pytest.raises(StoreError, match="is of another training: recipe differs"):
+        checkpoints_of(tmp_path / "0", recipe="another").read_latest()
+
+
+def test_damaged_and_unfinished_checkpoints_give_way_to_the_one_before(
+    song_store: Path, tmp_path: Path
+) -> None:
+    train(a_recipe(song_store), stops=(3, 6), folder=tmp_path)
+    checkpoints = checkpoints_of(tmp_path / "0")
+    places = [(p.epoch, p.step) for p in checkpoints.places()]
+    assert len(places) == 2, "of three, the last two are left: the best was not among them"
+    newest = tmp_path / "0" / "checkpoints" / checkpoints.places()[-1].name
+    (newest / "state.pt").write_bytes(b"PK")
+    _, _, progression = checkpoints.read_latest()
+    assert (progression.epoch, progression.step) == places[0]
+    (newest / "facts.json").unlink()  # as when it was being written
+    assert [(p.epoch, p.step) for p in checkpoints.places()] == places[:1]
+    (tmp_path / "0" / "checkpoints" / checkpoints.places()[0].name / "model.safetensors").write_bytes(b"")
+    with pytest.raises(StoreError, match=r"all checkpoints in .* are damaged"):
+        checkpoints.read_latest()
 
 
 def test_splits_that_cannot_be_used_are_one_sentence(song_store: Path) -> None:

@@ -185,6 +185,15 @@ class Storage:
 
         self._call(uri, call)
 
+    def delete_folder(self, uri: str) -> None:
+        """Deletes all objects below a folder or prefix, in no order, and the folder; none there is no error."""
+
+        def call(fs: Any, path: str) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                fs.rm(path, recursive=True)
+
+        self._call(uri, call)
+
     def check_folder(self, uri: str) -> None:
         """Fails unless the folder's bucket (or nearest existing parent) can be used: nothing is written.
 

@@ -1,22 +1,35 @@
-"""What a training goes on from: everything that the next step depends on, in one folder.
+"""What a training goes on from: everything that the next step depends on, in one folder of `<out>/checkpoints`.
 
-model.safetensors   weights and input statistics
-state.pt            optimiser, place in the run, best score, mined neighbours; tensors and plain values only
-facts.json          recipe, extractor and index: a checkpoint of another training is refused
+model.safetensors, config.json, README.md   a model directory (see `model.directory`): any checkpoint can be used
+state.pt       optimiser, place in the run, best score, mined neighbours; tensors and plain values only
+facts.json     what the training is; written last: a folder without it is no checkpoint
+
+Folders are named by epoch and step, and never overwritten: a driver or worker that was thought dead and writes late
+does no harm.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import logging
+import re
+import uuid
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from wealy_ray.errors import StoreError
+from wealy_ray.errors import StoreError, WealyError
+from wealy_ray.model import ModelConfig, StateNetwork, save_model
+from wealy_ray.storage import ObjectMissingError, Storage, join
+
+log = logging.getLogger(__name__)
+
+LAST_KEPT = 2
+"""Checkpoints that are kept beside the best: if the last should be damaged, the one before it counts."""
 
 
 @dataclass
@@ -44,39 +57,127 @@ class Progression:
     sums: dict[str, float] = field(default_factory=dict)
 
 
-def write_checkpoint(
-    folder: Path,
-    weights: dict[str, Tensor],
-    optimiser: dict[str, Any],
-    progression: Progression,
-    facts: dict[str, Any],
-) -> None:
-    """Writes a checkpoint into an empty folder."""
-    save_file({n: t.detach().cpu().contiguous() for n, t in weights.items()}, folder / "model.safetensors")
-    torch.save({"optimiser": optimiser, "progression": vars(progression)}, folder / "state.pt")
-    (folder / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
+@dataclass(frozen=True)
+class Place:
+    """A checkpoint, by its name.
+
+    Attributes:
+        name: Of its folder.
+        epoch: Epochs that were done.
+        step: Steps of the next one that were done.
+    """
+
+    name: str
+    epoch: int
+    step: int
 
 
-def read_checkpoint(
-    folder: Path, facts: dict[str, Any]
-) -> tuple[dict[str, Tensor], dict[str, Any], Progression]:
-    """Weights, optimiser and progression.
+class Checkpoints:
+    """The checkpoints of one training.
+
+    Args:
+        storage: Access.
+        out: Folder of the run.
+        facts: What must be the same for a training to go on.
+    """
+
+    def __init__(self, storage: Storage, out: str, facts: dict[str, Any]) -> None:
+        self.storage, self.root, self.facts = storage, join(out, "checkpoints"), facts
+
+    def write(
+        self,
+        network: StateNetwork,
+        optimiser: dict[str, Any],
+        progression: Progression,
+        config: ModelConfig,
+        card: str,
+    ) -> str:
+        """Writes a checkpoint, then removes those that are neither the best nor among the last; returns its URI."""
+        name = f"{progression.epoch:05d}-{progression.step:06d}-{uuid.uuid4().hex[:8]}"
+        uri = join(self.root, name)
+        save_model(self.storage, uri, network, config, card)
+        sink = io.BytesIO()
+        torch.save({"optimiser": optimiser, "progression": vars(progression)}, sink)
+        self.storage.write(join(uri, "state.pt"), sink.getvalue())
+        self.storage.write(join(uri, "facts.json"), (json.dumps(self.facts, indent=1) + "\n").encode())
+        self._thin_out(progression.best_epoch)
+        return uri
+
+    def places(self) -> list[Place]:
+        """All complete checkpoints, oldest first; of the same place in the run in the order of their names."""
+        found = []
+        for info in self.storage.list(self.root):
+            match = re.search(r"/((\d{5})-(\d{6})-[0-9a-f]{8})/facts\.json$", info.uri)
+            if match:
+                found.append(Place(match[1], int(match[2]), int(match[3])))
+        return sorted(found, key=lambda p: (p.epoch, p.step, p.name))
+
+    def read_latest(self) -> tuple[dict[str, Tensor], dict[str, Any], Progression] | None:
+        """Weights, optimiser and progression to go on from; None: there is no checkpoint.
+
+        Raises:
+            StoreError: The checkpoint is of another training, or all are damaged.
+        """
+        places = self.places()
+        for place in reversed(places):
+            try:
+                return self.read(place)
+            except _DamagedError as e:
+                log.warning("%s; the one before it is used", e)
+        if places:
+            raise StoreError(f"all checkpoints in {self.root} are damaged: remove them to start anew")
+        return None
+
+    def read(self, place: Place) -> tuple[dict[str, Tensor], dict[str, Any], Progression]:
+        """One checkpoint.
+
+        Raises:
+            StoreError: It is of another training, or damaged.
+        """
+        uri = join(self.root, place.name)
+        try:
+            found = json.loads(self.storage.read(join(uri, "facts.json")))
+            data = io.BytesIO(self.storage.read(join(uri, "state.pt")))
+            state = torch.load(data, map_location="cpu", weights_only=True)
+            weights = load_tensors(self.storage.read(join(uri, "model.safetensors")))
+        except Exception as e:  # torch and safetensors raise errors of many kinds for what they cannot read
+            if isinstance(e, WealyError) and not isinstance(e, ObjectMissingError):
+                raise
+            raise _DamagedError(f"the checkpoint {uri} is damaged ({type(e).__name__})") from e
+        check_facts(found, self.facts, uri)
+        return weights, state["optimiser"], Progression(**state["progression"])
+
+    def _thin_out(self, best_epoch: int) -> None:
+        places = self.places()
+        for place in places[:-LAST_KEPT]:
+            if (place.epoch, place.step) == (best_epoch, 0):
+                continue
+            uri = join(self.root, place.name)
+            # without this file it is no checkpoint any more, whenever we are interrupted
+            self.storage.delete(join(uri, "facts.json"))
+            self.storage.delete_folder(uri)
+
+
+class _DamagedError(StoreError):
+    """A checkpoint that cannot be read."""
+
+
+def check_facts(found: dict[str, Any], wanted: dict[str, Any], uri: str) -> None:
+    """Refuses what another training has left.
 
     Raises:
-        StoreError: The checkpoint is of another training, or damaged.
+        StoreError: With what differs.
     """
-    try:
-        found = json.loads((folder / "facts.json").read_text())
-        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-        weights = load_file(folder / "model.safetensors")
-    except Exception as e:  # torch and safetensors raise errors of many kinds for what they cannot read
-        raise StoreError(
-            f"the checkpoint {folder} is damaged ({type(e).__name__}): remove it, or start anew"
-        ) from e
-    differing = sorted(name for name in facts.keys() | found.keys() if facts.get(name) != found.get(name))
+    differing = sorted(
+        name for name in wanted.keys() | found.keys() if _plain(wanted.get(name)) != found.get(name)
+    )
     if differing:
         raise StoreError(
-            f"the checkpoint in {folder} is of another training: {', '.join(differing)} differ; give this one another "
-            "`out`, or go back to the old recipe"
+            f"{uri} is of another training: {', '.join(differing)} differ{'s' * (len(differing) == 1)}; give this one "
+            "another `out`, or go back to the old settings"
         )
-    return weights, state["optimiser"], Progression(**state["progression"])
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from JSON."""
+    return json.loads(json.dumps(value))

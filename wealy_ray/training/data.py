@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from wealy_ray.catalog import tracks_of_split
-from wealy_ray.errors import ManifestError
+from wealy_ray.errors import ManifestError, WealyError
 from wealy_ray.training.crops import CropReader
 from wealy_ray.training.passes import Plan, plan_passes
 from wealy_ray.training.sampler import CliqueSampler
@@ -103,8 +103,10 @@ class Step:
 
 
 @dataclass(frozen=True, eq=False)
-class Batches(Dataset[Step]):
+class Batches(Dataset[Step | WealyError]):
     """Steps, as one rank sees them; what one holds depends on its epoch and number alone.
+
+    An error travels as a value: a loader process would make a page of text of what it raises.
 
     Attributes:
         tracks: The training split.
@@ -124,7 +126,13 @@ class Batches(Dataset[Step]):
     num_passes: int
     gathers: bool = True
 
-    def __getitem__(self, place: tuple[int, int]) -> Step:
+    def __getitem__(self, place: tuple[int, int]) -> Step | WealyError:
+        try:
+            return self._step(place)
+        except WealyError as e:
+            return e
+
+    def _step(self, place: tuple[int, int]) -> Step:
         epoch, step = place
         batch = self.sampler.batch(epoch, step)
         rows = np.arange(len(batch.tracks))

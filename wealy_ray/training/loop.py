@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from wealy_ray.errors import TrainingError
+from wealy_ray.errors import TrainingError, WealyError
 from wealy_ray.model import StateNetwork, build_loss, build_model, gather_with_gradient
 from wealy_ray.training.checkpoint import Progression
 from wealy_ray.training.crops import CropReader
@@ -70,8 +70,8 @@ class Watcher(Protocol):
         """After each step: whether to save, and whether to stop; one rank's wish is granted by all."""
         ...
 
-    def save(self, loop: Loop) -> None:
-        """Called by all ranks together: when it was wanted, and with every epoch that ends."""
+    def save(self, loop: Loop, *, is_wanted: bool) -> None:
+        """Called by all ranks together: when anyone wanted it or wants to stop, and with every epoch that ends."""
         ...
 
 
@@ -96,17 +96,21 @@ class Loop:
             epoch_by=data.epoch_by,
         )
         torch.manual_seed(recipe.seed)
-        self.network: StateNetwork = build_model(recipe.model, self._input_dim()).to(rank.device)
+        self.input_dim = splits.crops.at(splits.train.track_ids[0], 0).shape[1]
+        self.network: StateNetwork = build_model(recipe.model, self.input_dim).to(rank.device)
         self.optimiser = build_optimiser(self.network, recipe.optimiser)
         self.loss = build_loss(recipe.loss)
         self.progression = Progression()
         self.is_fresh = True
         self.waited_s = 0.0
         self.tracks_done = 0
-        self._loader: Iterator[Step] | None = None
+        self.last_loss = math.nan
+        self._loader: Iterator[Step | WealyError] | None = None
 
-    def _input_dim(self) -> int:
-        return self.splits.crops.at(self.splits.train.track_ids[0], 0).shape[1]
+    @property
+    def num_parameters(self) -> int:
+        """Numbers that are trained."""
+        return sum(p.numel() for p in self.network.parameters())
 
     def load(self, weights: dict[str, Tensor], optimiser: dict[str, Any], progression: Progression) -> None:
         """Goes on from a checkpoint."""
@@ -152,10 +156,11 @@ class Loop:
         progression, recipe = self.progression, self.recipe
         self._mine()
         steps = self.sampler.steps(progression.epoch)
-        stops = False
+        saves = stops = False
         while progression.step < steps:
             step = self._next_step()
             loss, norm, saves, stops = self._step(step, steps)
+            self.last_loss = loss
             sums = progression.sums
             for name, value in (
                 ("loss", loss),
@@ -167,7 +172,7 @@ class Loop:
             progression.step = step.step + 1
             if progression.step < steps:
                 if saves or stops:
-                    self.watcher.save(self)
+                    self.watcher.save(self, is_wanted=True)
                 if stops:
                     return False
         sums = progression.sums
@@ -183,7 +188,7 @@ class Loop:
         if last or progression.epoch % recipe.validation.every_epochs == 0:
             entry["map"] = self._measure()
         progression.history.append(entry)
-        self.watcher.save(self)
+        self.watcher.save(self, is_wanted=saves or stops)
         return not stops
 
     def _next_step(self) -> Step:
@@ -204,6 +209,8 @@ class Loop:
         began_s = time.monotonic()
         step = next(self._loader)
         self.waited_s += time.monotonic() - began_s
+        if isinstance(step, WealyError):
+            raise step
         assert (step.epoch, step.step) == (progression.epoch, progression.step), "steps come in their order"
         return step
 
@@ -295,9 +302,9 @@ class Loop:
         self.sampler.set_neighbours(near)
         self._loader = None  # what was read ahead is of the old neighbours
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any], Progression]:
-        """What a checkpoint holds."""
-        return self.network.state_dict(), self.optimiser.state_dict(), copy.copy(self.progression)
+    def state(self) -> tuple[dict[str, Any], Progression]:
+        """What a checkpoint holds beside the network."""
+        return self.optimiser.state_dict(), copy.copy(self.progression)
 
 
 def hash_of(*numbers: int) -> int:

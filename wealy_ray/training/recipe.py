@@ -106,7 +106,13 @@ class TrainRecipe(Settings):
     seed: int = 0
     storage: StorageSettings = StorageSettings()
     resources: TrainResources = TrainResources()
+    checkpoint_every_s: float = Field(default=300.0, gt=0)
+    """At most so much work is lost with a worker: a checkpoint is written when the last one is older, and always with
+    the best MAP."""
+    tracking: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
+    """Where curves go, beside `history.json`."""
     progress_every_s: float = Field(default=30.0, gt=0)
+    """Distance of two progress lines in a job log."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainRecipe:

@@ -1,0 +1,194 @@
+"""One training as a whole, before and around its loop: what it is made of, and what it leaves.
+
+<out>/training.json   what the training is; written once, so that a second start goes on with the same store
+<out>/checkpoints/    see `checkpoint`
+<out>/history.json    losses and MAPs by epoch
+<out>/model/          the best checkpoint as a model directory, when training has ended
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from wealy_ray.catalog import Manifest, read_manifest
+from wealy_ray.errors import ManifestError, StoreError
+from wealy_ray.model import ModelConfig, digest_of, save_model
+from wealy_ray.storage import ObjectMissingError, Storage, join
+from wealy_ray.store import StoreReader
+from wealy_ray.training.card import model_card
+from wealy_ray.training.checkpoint import Checkpoints, Progression, check_facts
+from wealy_ray.training.crops import CropReader, kinds_by_name
+from wealy_ray.training.data import Tracks
+from wealy_ray.training.loop import Loop, Splits
+from wealy_ray.training.recipe import TrainRecipe
+from wealy_ray.training.sampler import CliqueSampler
+
+NUMERICS_VERSION = 1
+"""Moved when the same recipe would train other weights."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A training that was checked.
+
+    Attributes:
+        recipe: With the extractor and index that count.
+        storage: Access.
+        manifest: The tracks.
+        reader: The store.
+    """
+
+    recipe: TrainRecipe
+    storage: Storage
+    manifest: Manifest
+    reader: StoreReader
+
+    @classmethod
+    def open(cls, recipe: TrainRecipe) -> Job:
+        """Reads manifest and index; nothing is written.
+
+        Raises:
+            WealyError: Something is missing, or `out` holds another training.
+        """
+        storage = Storage(recipe.storage)
+        manifest = read_manifest(storage, recipe.manifest)
+        storage.check_folder(recipe.out)
+        found = _read_json(storage, join(recipe.out, "training.json"))
+        index = recipe.index or (found or {}).get("index")
+        reader = StoreReader.open(storage, recipe.store, recipe.extractor_id, index)
+        fixed = {"extractor_id": reader.extractor_id, "index": reader.index.number}
+        job = cls(recipe.model_copy(update=fixed), storage, manifest, reader)
+        if found is not None:
+            check_facts(found, job.facts, recipe.out)
+        return job
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What must be the same for a training to go on; the number of workers need not."""
+        names = {"model", "loss", "gather", "data", "optimiser", "validation", "mining", "seed"}
+        return {
+            "numerics_version": NUMERICS_VERSION,
+            "manifest_digest": self.manifest.digest,
+            "extractor_id": self.reader.extractor_id,
+            "index": self.reader.index.number,
+            "passes": self.recipe.resources.passes,
+            **self.recipe.model_dump(mode="json", include=names),
+        }
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The tracks of both splits.
+
+        Raises:
+            ManifestError: A split cannot be used.
+        """
+        data = self.recipe.data
+        crops = CropReader(self.reader, data.crop, kinds_by_name(data.kinds))
+        table, uri = self.manifest.table, self.recipe.manifest
+        train, validation = (
+            Tracks.of_split(table, uri, split, crops) for split in (data.train_split, data.validation_split)
+        )
+        CliqueSampler(train.cliques)  # says so when there is nothing to tell apart
+        if not num_cliques(validation):
+            raise ManifestError(
+                f"split '{data.validation_split}' of {uri} has no clique with two versions that have states: "
+                "nothing could be measured"
+            )
+        return Splits(train, validation, crops)
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        """Those of this training."""
+        return Checkpoints(self.storage, self.recipe.out, self.facts)
+
+    @property
+    def model_uri(self) -> str:
+        """Where the model is when training has ended."""
+        return join(self.recipe.out, "model")
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the model is there; `open` has made sure that it is of this training."""
+        return self.storage.exists(join(self.model_uri, "config.json"))
+
+    def begin(self) -> None:
+        """Writes down what this training is.
+
+        Raises:
+            StoreError: Another one was begun here at the same moment.
+        """
+        uri, data = join(self.recipe.out, "training.json"), json.dumps(self.facts, indent=1) + "\n"
+        if not self.storage.write_if_absent(uri, data.encode()):
+            check_facts(_read_json(self.storage, uri) or {}, self.facts, self.recipe.out)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Tracks and cliques of both splits."""
+        return {
+            name: {"tracks": len(tracks), "cliques": num_cliques(tracks), "dropped": tracks.num_dropped}
+            for name, tracks in (("train", self.splits.train), ("validation", self.splits.validation))
+        }
+
+    def save(self, loop: Loop) -> str:
+        """Writes a checkpoint and the history; returns the checkpoint's URI."""
+        optimiser, progression = loop.state()
+        config = self._config(loop, progression)
+        uri = self.checkpoints.write(
+            loop.network, optimiser, progression, config, self._card(config, loop, "A checkpoint")
+        )
+        history = json.dumps(progression.history, indent=1) + "\n"
+        self.storage.write(join(self.recipe.out, "history.json"), history.encode())
+        return uri
+
+    def finish(self, loop: Loop) -> None:
+        """Writes the best checkpoint as the model."""
+        best = [p for p in self.checkpoints.places() if (p.epoch, p.step) == (loop.progression.best_epoch, 0)]
+        if not best:
+            raise StoreError(
+                f"the best checkpoint (epoch {loop.progression.best_epoch}) is not in {self.checkpoints.root} any more"
+            )
+        weights, _, progression = self.checkpoints.read(best[0])
+        loop.network.load_state_dict(weights)
+        config = self._config(loop, progression)
+        card = self._card(config, loop, f"WEALY model {config.digest[:8]}")
+        save_model(self.storage, self.model_uri, loop.network, config, card)
+
+    def _config(self, loop: Loop, progression: Progression) -> ModelConfig:
+        measured = [entry["map"] for entry in progression.history if "map" in entry]
+        data = self.recipe.data
+        return ModelConfig(
+            model=self.recipe.model,
+            input_dim=loop.input_dim,
+            digest=digest_of(loop.network),
+            extractor_id=self.reader.extractor_id,
+            crop=data.crop,
+            kinds=data.kinds,
+            data={"manifest": self.manifest.digest, "index": self.reader.index.number, **self.counts()},
+            metrics={
+                "validation_map": measured[-1] if measured else None,
+                "epochs": progression.epoch,
+                "loss": self.recipe.loss.kind,
+            },
+        )
+
+    def _card(self, config: ModelConfig, loop: Loop, title: str) -> str:
+        extractor = _read_json(self.storage, join(self.reader.root, "extractor.json")) or {}
+        return model_card(config, extractor, loop.num_parameters, title)
+
+
+def num_cliques(tracks: Tracks) -> int:
+    """Cliques with two tracks or more."""
+    return int((np.bincount(tracks.cliques[tracks.cliques >= 0]) > 1).sum())
+
+
+def _read_json(storage: Storage, uri: str) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(storage.read(uri)))
+    except ObjectMissingError:
+        return None
+    except ValueError as e:
+        raise StoreError(f"{uri} is damaged: remove it to start anew") from e
