@@ -46,7 +46,7 @@ def _run(args: argparse.Namespace) -> int:
         print(f"error: {e}", file=sys.stderr)
         return e.exit_code
     except KeyboardInterrupt:
-        print("interrupted; finished tracks are saved, run the same command again to go on", file=sys.stderr)
+        print("interrupted; what is finished is saved, run the same command again to go on", file=sys.stderr)
         return 130
     except Exception as e:
         if args.traceback:
@@ -92,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, verb, help_text in (
         ("extract", _extract, "audio -> decoder states; run again to go on where it stopped"),
         ("retry-failed", _retry_failed, "work on the tracks that failed, and on nothing else"),
+        ("train", _train, "states -> a model; run again to go on where it stopped"),
         ("evaluate", _evaluate, "states or vectors -> exact retrieval metrics"),
     ):
         command = verbs.add_parser(name, help=help_text)
@@ -181,6 +182,16 @@ def _run_extract(args: argparse.Namespace, *, retry_failed: bool) -> None:
 
     recipe = load_recipe(args.recipe, dict(parse_override(text) for text in args.override))
     print(extract_table(run_extract(recipe, retry_failed=retry_failed)))
+
+
+def _train(args: argparse.Namespace) -> None:
+    from wealy_ray.config import load_settings, parse_override
+    from wealy_ray.pipelines.train import run_train
+    from wealy_ray.training.recipe import TrainRecipe
+    from wealy_ray.training.summary import train_table
+
+    overrides = dict(parse_override(text) for text in args.override)
+    print(train_table(run_train(load_settings(TrainRecipe, args.recipe, overrides))))
 
 
 def _evaluate(args: argparse.Namespace) -> None:

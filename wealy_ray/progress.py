@@ -15,6 +15,46 @@ RATE_SPAN_S = 300.0
 """Rates are of the last five minutes, so that start-up and pauses leave the ETA soon."""
 
 
+class Line:
+    """A line about a long job: live in a terminal, every `interval_s` seconds in a log.
+
+    Args:
+        interval_s: Distance of two lines in a log, in seconds.
+        stream: Where lines go; a terminal gets one live line.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        interval_s: float,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.stream = stream if stream is not None else sys.stderr
+        self.live = self.stream.isatty()
+        self._interval_s = 0.5 if self.live else interval_s
+        self._clock = clock
+        self._last_s = clock()
+
+    def tick(self, words: Callable[[], str]) -> None:
+        """Shows the line when it is due."""
+        now_s = self._clock()
+        if now_s - self._last_s >= self._interval_s:
+            self._last_s = now_s
+            self._show(words())
+
+    def close(self, words: Callable[[], str]) -> None:
+        """Shows the last line."""
+        self._show(words())
+        if self.live:
+            self.stream.write("\n")
+            self.stream.flush()
+
+    def _show(self, words: str) -> None:
+        self.stream.write(f"\r\x1b[K{words}" if self.live else f"{words}\n")
+        self.stream.flush()
+
+
 class Progress:
     """Counts finished tracks and says so.
 
@@ -36,12 +76,9 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.total, self.done, self.failed, self.audio_s = total, already_done, 0, 0.0
-        self.stream = stream if stream is not None else sys.stderr
-        self.live = self.stream.isatty()
-        self.interval_s = 0.5 if self.live else interval_s
+        self._line = Line(interval_s, stream, clock)
         self._clock = clock
-        self._began_s = self._last_s = clock()
-        self._seen: deque[tuple[float, int, float]] = deque([(self._began_s, already_done, 0.0)])
+        self._seen: deque[tuple[float, int, float]] = deque([(clock(), already_done, 0.0)])
 
     def add(self, tracks: int, failed: int, audio_s: float) -> None:
         """Counts finished tracks (`failed` of them failed; `audio_s` seconds of audio) and shows the line."""
@@ -53,10 +90,7 @@ class Progress:
 
     def tick(self) -> None:
         """Shows the line when it is due; call it also while nothing finishes."""
-        now_s = self._clock()
-        if now_s - self._last_s >= self.interval_s:
-            self._last_s = now_s
-            self._show()
+        self._line.tick(self.line)
 
     def line(self) -> str:
         """The current line."""
@@ -76,17 +110,7 @@ class Progress:
 
     def close(self) -> None:
         """Shows the last line."""
-        self._show()
-        if self.live:
-            self.stream.write("\n")
-            self.stream.flush()
-
-    def _show(self) -> None:
-        if self.live:
-            self.stream.write("\r\x1b[K" + self.line())
-        else:
-            self.stream.write(self.line() + "\n")
-        self.stream.flush()
+        self._line.close(self.line)
 
 
 def in_words(seconds: float) -> str:

@@ -42,8 +42,11 @@ class Cluster:
     num_nodes: int
 
 
-def connect() -> Cluster:
+def connect(workers_log: str | None = None) -> Cluster:
     """Joins the cluster named by RAY_ADDRESS (set inside `ray job submit`), else starts a local session.
+
+    Args:
+        workers_log: Least level of what Ray's own parts in worker processes say, e.g. `ERROR`; None: Ray's choice.
 
     Raises:
         ClusterError: Ray cannot be reached or started.
@@ -58,7 +61,7 @@ def connect() -> Cluster:
 
     if not ray.is_initialized():
         handler: Any = signal.getsignal(signal.SIGTERM)
-        _init(address)
+        _init(address, workers_log)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray's own one would end us before we publish
     _configure_data()
@@ -67,12 +70,16 @@ def connect() -> Cluster:
     return Cluster(address, resources.get("CPU", 0.0), resources.get("GPU", 0.0), nodes)
 
 
-def _init(address: str) -> None:
+def _init(address: str, workers_log: str | None) -> None:
     import ray
 
-    local: dict[str, Any] = {"num_cpus": max(LOCAL_MIN_CPUS, os.cpu_count() or 1), "include_dashboard": False}
+    options: dict[str, Any] = {"logging_level": logging.WARNING}
+    if address == "local":
+        options |= {"num_cpus": max(LOCAL_MIN_CPUS, os.cpu_count() or 1), "include_dashboard": False}
+    if workers_log is not None:
+        options["logging_config"] = ray.LoggingConfig(log_level=workers_log)
     try:
-        ray.init(address=address, logging_level=logging.WARNING, **(local if address == "local" else {}))
+        ray.init(address=address, **options)
     except Exception as e:  # Ray raises many kinds here; each means the same to the user
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise ClusterError(f"cannot connect to Ray at '{address}': {reason}") from e

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import subprocess
+import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from wealy_ray.errors import WealyError
 from wealy_ray.storage import Storage
+
+log = logging.getLogger(__name__)
 
 PACKAGES = ("wealy-ray", "ray", "torch", "openai-whisper", "pyarrow", "numpy", "av", "s3fs")
 
@@ -41,6 +46,30 @@ class RunRecord:
         """Adds facts and writes the file."""
         self.facts.update(facts)
         self.storage.write(self.uri, (json.dumps(self.facts, indent=2) + "\n").encode())
+
+    def end(self, error: BaseException | None, **facts: Any) -> None:
+        """Notes how a run ended, in its last words: a storage that is gone is not waited for, faults are only logged.
+
+        Args:
+            error: What it ended with; None: it is done.
+            **facts: Numbers of the run.
+        """
+        outcome: dict[str, Any] = {"outcome": "done", "exit_code": 0}
+        if isinstance(error, WealyError):
+            outcome = {"outcome": type(error).__name__, "exit_code": error.exit_code, "error": str(error)}
+        elif error is not None:
+            code = 130 if isinstance(error, KeyboardInterrupt) else 1
+            outcome = {"outcome": type(error).__name__, "exit_code": code}
+        self.storage = self.storage.impatient()
+        try:
+            self.write(ended_at=now(), **outcome, **facts)
+        except WealyError as e:
+            log.warning("the run record could not be written: %s", e)
+
+
+def new_run_id() -> str:
+    """Names a run; later ones sort behind."""
+    return f"{now().replace(':', '')}-{uuid.uuid4().hex[:6]}"
 
 
 def now() -> str:

@@ -100,7 +100,7 @@ class Checkpoints:
         torch.save({"optimiser": optimiser, "progression": vars(progression)}, sink)
         self.storage.write(join(uri, "state.pt"), sink.getvalue())
         self.storage.write(join(uri, "facts.json"), (json.dumps(self.facts, indent=1) + "\n").encode())
-        self._thin_out(progression.best_epoch)
+        self._thin_out(progression)
         return uri
 
     def places(self) -> list[Place]:
@@ -147,10 +147,12 @@ class Checkpoints:
         check_facts(found, self.facts, uri)
         return weights, state["optimiser"], Progression(**state["progression"])
 
-    def _thin_out(self, best_epoch: int) -> None:
-        places = self.places()
+    def _thin_out(self, progression: Progression) -> None:
+        # who is behind, and was thought dead, knows nothing of what came later
+        here = (progression.epoch, progression.step)
+        places = [place for place in self.places() if (place.epoch, place.step) <= here]
         for place in places[:-LAST_KEPT]:
-            if (place.epoch, place.step) == (best_epoch, 0):
+            if (place.epoch, place.step) == (progression.best_epoch, 0):
                 continue
             uri = join(self.root, place.name)
             # without this file it is no checkpoint any more, whenever we are interrupted

@@ -93,7 +93,8 @@ class Job:
         train, validation = (
             Tracks.of_split(table, uri, split, crops) for split in (data.train_split, data.validation_split)
         )
-        CliqueSampler(train.cliques)  # says so when there is nothing to tell apart
+        # says so when there is nothing to tell apart
+        CliqueSampler(train.cliques, cliques_per_batch=data.cliques_per_batch)
         if not num_cliques(validation):
             raise ManifestError(
                 f"split '{data.validation_split}' of {uri} has no clique with two versions that have states: "
@@ -133,6 +134,11 @@ class Job:
             for name, tracks in (("train", self.splits.train), ("validation", self.splits.validation))
         }
 
+    def history(self) -> list[dict[str, float]]:
+        """Losses and MAPs by epoch, up to the last checkpoint."""
+        found = _read_json(self.storage, self._history_uri)
+        return found if isinstance(found, list) else []
+
     def save(self, loop: Loop) -> str:
         """Writes a checkpoint and the history; returns the checkpoint's URI."""
         optimiser, progression = loop.state()
@@ -140,8 +146,7 @@ class Job:
         uri = self.checkpoints.write(
             loop.network, optimiser, progression, config, self._card(config, loop, "A checkpoint")
         )
-        history = json.dumps(progression.history, indent=1) + "\n"
-        self.storage.write(join(self.recipe.out, "history.json"), history.encode())
+        self._write_history(progression)
         return uri
 
     def finish(self, loop: Loop) -> None:
@@ -151,11 +156,19 @@ class Job:
             raise StoreError(
                 f"the best checkpoint (epoch {loop.progression.best_epoch}) is not in {self.checkpoints.root} any more"
             )
+        self._write_history(loop.progression)  # a driver that was thought dead may have written an older one
         weights, _, progression = self.checkpoints.read(best[0])
         loop.network.load_state_dict(weights)
         config = self._config(loop, progression)
         card = self._card(config, loop, f"WEALY model {config.digest[:8]}")
         save_model(self.storage, self.model_uri, loop.network, config, card)
+
+    @property
+    def _history_uri(self) -> str:
+        return join(self.recipe.out, "history.json")
+
+    def _write_history(self, progression: Progression) -> None:
+        self.storage.write(self._history_uri, (json.dumps(progression.history, indent=1) + "\n").encode())
 
     def _config(self, loop: Loop, progression: Progression) -> ModelConfig:
         measured = [entry["map"] for entry in progression.history if "map" in entry]
@@ -185,9 +198,9 @@ def num_cliques(tracks: Tracks) -> int:
     return int((np.bincount(tracks.cliques[tracks.cliques >= 0]) > 1).sum())
 
 
-def _read_json(storage: Storage, uri: str) -> dict[str, Any] | None:
+def _read_json(storage: Storage, uri: str) -> Any:
     try:
-        return dict(json.loads(storage.read(uri)))
+        return json.loads(storage.read(uri))
     except ObjectMissingError:
         return None
     except ValueError as e:

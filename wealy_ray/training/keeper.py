@@ -44,15 +44,18 @@ class Pulse:
 
     def line(self) -> str:
         """For a terminal or a log."""
+        place = f"epoch {self.epoch + 1}/{self.epochs}, step {self.step}/{self.steps}"
+        if not self.step and self.epoch:
+            place = f"epoch {self.epoch}/{self.epochs} done"
         measured = (
             f"MAP {self.map:.4f} (best {self.best_map:.4f} in epoch {self.best_epoch})"
             if self.best_epoch >= 0
             else "MAP not measured yet"
         )
         elapsed_s = max(self.elapsed_s, 1e-9)
-        place = f"epoch {min(self.epoch + 1, self.epochs)}/{self.epochs}, step {self.step}/{self.steps}"
         speed = f"{self.tracks / elapsed_s:.1f} tracks/s, {self.waited_s / elapsed_s:.0%} waiting for data"
-        return f"{place}, loss {self.loss:.4f}, {measured}, {speed}, ETA {in_words(self.left_s)}"
+        left = f"ETA {in_words(self.left_s)}" if self.tracks else "ETA unknown"
+        return f"{place}, loss {self.loss:.4f}, {measured}, {speed}, {left}"
 
 
 class Ear(Protocol):

@@ -7,6 +7,7 @@ loop can stop after any step. With equal ranks a run that went on ends bit-equal
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ from wealy_ray.training.measure import Embedder, nearest_cliques, validation_map
 from wealy_ray.training.optimiser import add_gradients, build_optimiser, clip_gradients, learning_rate
 from wealy_ray.training.recipe import TrainRecipe
 from wealy_ray.training.sampler import CliqueSampler
+
+log = logging.getLogger(__name__)
 
 DROPOUT = 4
 """Stream of random numbers of dropout, beside those of sampler and crops."""
@@ -237,10 +240,11 @@ class Loop:
             dist.all_reduce(told)
         value, saves, stops = told.tolist()
         if not math.isfinite(value + float(norm)):
+            log.warning("tracks of the batch whose loss is %g: %s", value, ", ".join(step.tracks))
             raise TrainingError(
                 f"the loss is {value:g} in epoch {progression.epoch + 1}, step {step.step + 1}, with tracks "
-                f"{', '.join(step.tracks[:6])}{' ...' if len(step.tracks) > 6 else ''}; look at their states, or lower "
-                "optimiser.learning_rate"
+                f"{', '.join(step.tracks[:6])}{' ... (all are in the log)' if len(step.tracks) > 6 else ''}; look at "
+                "their states, or lower optimiser.learning_rate"
             )
         self.optimiser.step()
         self.tracks_done += len(step.tracks)

@@ -109,6 +109,8 @@ class TrainRecipe(Settings):
     checkpoint_every_s: float = Field(default=300.0, gt=0)
     """At most so much work is lost with a worker: a checkpoint is written when the last one is older, and always with
     the best MAP."""
+    lease_s: float = Field(default=120.0, gt=0)
+    """After this long without a sign of life another driver may take over the run."""
     tracking: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
     """Where curves go, beside `history.json`."""
     progress_every_s: float = Field(default=30.0, gt=0)
