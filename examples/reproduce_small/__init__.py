@@ -1,0 +1,1 @@
+"""The small reproduction: songs that this project makes, real Whisper base, many short trainings, one table."""
