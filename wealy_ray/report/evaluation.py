@@ -1,16 +1,13 @@
-"""The report of an evaluation: one HTML page that needs no other file, and its figures as PNGs beside it."""
+"""The report of an evaluation."""
 
 from __future__ import annotations
 
-import base64
-import functools
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jinja2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,8 +15,11 @@ import pyarrow.parquet as pq
 
 from wealy_ray.errors import TRACK_ERROR_TYPES, ConfigError
 from wealy_ray.report import diagnostics, figures
+from wealy_ray.report.page import Drawing, write_page
 from wealy_ray.storage import ObjectMissingError, Storage, join
 
+MARKER = "metrics.json"
+"""The file by which a folder is known for an evaluation's; written last."""
 VIEW_TITLES = {
     "all": "All candidates",
     "within_language": "Candidates in the query's language",
@@ -68,21 +68,6 @@ PUBLISHED = (
 """MAP as published, on DiscogsVI-YT, SHS100k-v2 and LyricCovers 2.0."""
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """A figure of the page: `alt` says in words what it shows."""
-
-    name: str
-    title: str
-    alt: str
-    png: bytes
-
-    @property
-    def source(self) -> str:
-        """The figure as a `data:` URI."""
-        return "data:image/png;base64," + base64.b64encode(self.png).decode()
-
-
 @dataclass
 class Transcripts:
     """What is kept of the transcripts: the texts to show and the share of repetitive ones."""
@@ -121,9 +106,11 @@ def write_report(storage: Storage, run: str) -> str:
         "sample": list(_draw_sample(storage, run)),
         "extraction": list(_draw_extraction(metrics.get("extraction") or {})),
     }
-    for drawing in (d for drawings in sections.values() for d in drawings):
-        storage.write(join(run, "figures", f"{drawing.name}.png"), drawing.png)
-    page = _template().render(
+    return write_page(
+        storage,
+        run,
+        "evaluation.html.j2",
+        title=metrics["title"],
         metrics=metrics,
         main=main,
         chance=chance,
@@ -141,9 +128,6 @@ def write_report(storage: Storage, run: str) -> str:
         max_systems=figures.MAX_SYSTEMS,
         max_chars=MAX_TRANSCRIPT_CHARS,
     )
-    uri = join(run, "report.html")
-    storage.write(uri, page.encode())
-    return uri
 
 
 def eleven_points(ranks: Sequence[np.ndarray] | pa.ListArray) -> np.ndarray:
@@ -200,11 +184,11 @@ def hardest_cliques(rows: pa.Table) -> list[dict[str, Any]]:
 
 
 def _read_metrics(storage: Storage, run: str) -> dict[str, Any]:
-    uri = join(run, "metrics.json")
+    uri = join(run, MARKER)
     try:
         return json.loads(storage.read(uri))
     except ObjectMissingError as e:
-        raise ConfigError(f"{run} holds no evaluation (no metrics.json); run `wealy evaluate` first") from e
+        raise ConfigError(f"{run} holds no evaluation (no {MARKER}); run `wealy evaluate` first") from e
     except ValueError as e:
         raise ConfigError(f"{uri} is no JSON ({e}); run `wealy evaluate` again") from e
 
@@ -345,15 +329,3 @@ def _group_sizes(systems: Sequence[Mapping[str, Any]], group: str) -> dict[str, 
 def _span(summary: Mapping[str, Any]) -> figures.Span:
     found = summary["map"]
     return found["mean"], found["low"], found["high"]
-
-
-@functools.cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("wealy_ray.report", "."),
-        autoescape=True,  # transcripts and names come from outside
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("evaluation.html.j2")
