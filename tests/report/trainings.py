@@ -44,11 +44,13 @@ def curves(
     return entries
 
 
-def healthy(num: int = 100) -> list[dict[str, float]]:
+def healthy(num: int = 100, **more: Any) -> list[dict[str, float]]:
     """A loss that goes down all the time, and MAP that grows and levels off late."""
-    return curves(
-        num, lambda s: 4.5 - 2.5 * s, lambda s: 0.6 * (1 - math.exp(-3 * s)) - 0.1 * max(0, s - 0.9)
-    )
+
+    def ap(share: float) -> float:
+        return 0.6 * (1 - math.exp(-3 * share)) - 0.1 * max(0, share - 0.9)
+
+    return curves(num, lambda share: 4.5 - 2.5 * share, ap, **more)
 
 
 def write_training(
@@ -100,7 +102,7 @@ def write_training(
             "versions": {"ray": "2.50.0", "torch": "2.8.0"},
             "counts": COUNTS,
         }
-        if outcome not in ("running",):
+        if outcome != "running":
             run |= {"ended_at": "2026-01-02T05:04:05+00:00", "wall_s": 7200.0, "workers": 4}
             run |= {"tracks_per_s": 812.5, "waited_share": 0.01, "parameters": 12_345_678}
         _write(root / "run.json", run | record)

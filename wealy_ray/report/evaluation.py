@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ import pyarrow.parquet as pq
 
 from wealy_ray.errors import TRACK_ERROR_TYPES, ConfigError
 from wealy_ray.report import diagnostics, figures
+from wealy_ray.report.network_diagnostics import network_in_words
 from wealy_ray.report.page import Drawing, write_page
+from wealy_ray.retrieval.metrics import map_gain
 from wealy_ray.storage import ObjectMissingError, Storage, join
 
 MARKER = "metrics.json"
@@ -114,12 +117,13 @@ def write_report(storage: Storage, run: str) -> str:
         metrics=metrics,
         main=main,
         chance=chance,
-        findings=diagnostics.diagnose(metrics, chance, transcripts.repetitive),
+        findings=diagnostics.diagnose(metrics, chance, transcripts.repetitive, partial(_gain, queries)),
         sections=sections,
         group_tables={g: _group_sizes(systems, g) for g in GROUP_TITLES},
         hardest=hardest,
         transcripts=transcripts,
         views=[(v, t) for v, t in VIEW_TITLES.items() if any(v in s["views"] for s in systems)],
+        about_network=network_in_words,
         metric_titles=METRIC_TITLES,
         group_titles=GROUP_TITLES,
         decimals=DECIMALS,
@@ -309,8 +313,7 @@ def _drawn(systems: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The systems that crowded figures show: trained ones first, bounds last, in their own order otherwise."""
 
     def weight(system: Mapping[str, Any]) -> int:
-        kind = system["kind"]
-        return 2 if kind in diagnostics.BOUNDS else 1 if kind in diagnostics.BASELINES else 0
+        return 2 if system["kind"] in diagnostics.BOUNDS else int(diagnostics.is_baseline(system))
 
     return sorted(systems, key=weight)[: figures.MAX_SYSTEMS]
 
@@ -324,6 +327,11 @@ def _group_sizes(systems: Sequence[Mapping[str, Any]], group: str) -> dict[str, 
     if group == "clique_size":
         return dict(sorted(sizes.items(), key=lambda item: int(item[0].rstrip("+").split("-")[0])))
     return dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[:MAX_GROUPS])
+
+
+def _gain(queries: Mapping[str, pa.Table | None], name: str, other: str) -> figures.Span | None:
+    rows, others = queries.get(name), queries.get(other)
+    return map_gain(rows, others) if rows is not None and others is not None else None
 
 
 def _span(summary: Mapping[str, Any]) -> figures.Span:

@@ -45,7 +45,7 @@ def write_report(storage: Storage, run: str) -> str:
         storage,
         run,
         "training.html.j2",
-        title="Training " + run.rstrip("/").rsplit("/", 1)[-1],
+        title="Training " + "/".join(run.rstrip("/").split("/")[-2:]),
         findings=diagnose_training(training),
         sections={"curves": list(_draw_curves(training))},
         state=state.format(outcome=training.outcome, done=f"{len(history):,}", epochs=f"{training.epochs:,}"),
