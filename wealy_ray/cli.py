@@ -102,8 +102,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.set_defaults(verb=verb)
 
-    report = verbs.add_parser("report", help="one self-contained HTML page about an evaluation")
-    report.add_argument("run", help="folder of the evaluation (the recipe's `out`)")
+    report = verbs.add_parser("report", help="one self-contained HTML page about a training or an evaluation")
+    report.add_argument("run", help="folder of the run (the recipe's `out`)")
     _add_storage_options(report)
     report.set_defaults(verb=_report)
 
@@ -206,7 +206,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from wealy_ray.report.evaluation import write_report
+    from wealy_ray.report.run_page import write_report
 
     print(f"report written to {write_report(_storage(args), args.run)}")
 

@@ -59,6 +59,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _leave_other_systems(folder: Path, ids: list[str]) -> None:
     """Several vectors per track as CLEWS leaves them, and a matrix; both know the cliques."""
     (folder / "clews").mkdir()
+    (folder / "model").mkdir()
+    (folder / "clews" / "embedder.json").write_text(json.dumps({"model": str(folder / "model")}))
+    config = {"model": {"kind": "avg_mlp"}, "extractor_id": "e", "data": {"languages": {"en": 3}}}
+    (folder / "model" / "config.json").write_text(json.dumps(config))
     rng = np.random.default_rng(1)
     for number, track_id in enumerate(ids[:-2]):
         centre = np.random.default_rng(100 + number // VERSIONS).normal(size=16)
@@ -143,6 +147,10 @@ def test_systems_stand_in_the_order_that_is_true(evaluated: tuple[Path, str]) ->
     assert max(curve["map"]) == curve["map"][curve["weights"].index(curve["chosen"])]
     assert "24 queries of 8 cliques among 24 candidates; 2 of 26 tracks without states, left out" in output
     assert {"within_language", "cross_language"} < set(systems(out)["avg"]["views"])
+    known = {name: s["facts"] for name, s in systems(out).items() if s["facts"]}
+    assert known == {
+        "shingles": {"network": "avg_mlp", "extractor_id": "e", "data": {"languages": {"en": 3}}}
+    }
 
 
 def test_the_metrics_can_be_recomputed(evaluated: tuple[Path, str]) -> None:

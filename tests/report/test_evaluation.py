@@ -297,6 +297,69 @@ def test_each_cause_is_named_alone(systems: list[dict], said: str) -> None:
     assert said in found[0]
 
 
+def network(name: str, kind: str, mean: float, languages: dict[str, int], manifest: str = "m") -> dict:
+    train = {"tracks": 300, "cliques": 100, "dropped": 0}
+    data = {"manifest": manifest, "index": 1, "train": train, "languages": languages}
+    facts = {"network": kind, "extractor_id": "e", "data": data}
+    return {**system("embeddings", mean), "name": name, "facts": facts}
+
+
+@pytest.mark.parametrize(
+    ("low", "languages", "manifest", "said"),
+    [
+        (-0.02, {"es": 100, "en": 200}, "m", "no temporal modelling"),
+        (0.01, {"es": 100, "en": 200}, "m", None),
+        (-0.02, {"es": 100, "en": 200}, "other", None),  # not of the same data: nothing can be said
+        (-0.02, {"en": 300}, "other", None),
+    ],
+)
+def test_a_network_without_time(low: float, languages: dict, manifest: str, said: str | None) -> None:
+    gains = {("deep", "plain"): (0.005, low, 0.03)}
+    systems = [
+        network("plain", "avg_mlp", 0.5, {"es": 100, "en": 200}),
+        network("worse", "transformer", 0.4, {"es": 100, "en": 200}),  # of several the best is compared
+        network("deep", "transformer", 0.51, languages, manifest),
+    ]
+    metrics = {"collection": {"tracks": 1000, "queries": 900}, "systems": systems}
+    found = diagnose(metrics, gain=lambda a, b: gains.get((a, b)))
+    assert len(found) == (said is not None), found
+    if said is not None:
+        assert said in found[0]
+        assert "deep, a Transformer, gains +0.005 MAP (95 % interval -0.020 to +0.030) on plain" in found[0]
+    assert main_system(systems)["name"] == "worse"  # type: ignore[index]
+
+
+def test_data_that_lack_languages() -> None:
+    many, english = {"en": 290, "es": 6, "": 4}, {"en": 200, "": 3}
+    gains = {("many", "english"): (-0.01, -0.03, 0.01), ("mlp", "english"): (-0.5, -0.6, -0.4)}
+    systems = [
+        network("english", "transformer", 0.5, english, "one"),
+        network("many", "transformer", 0.49, many, "two"),
+        network("mlp", "avg_mlp", 0.1, many, "three"),
+        network("silent", "transformer", 0.6, {}, "four"),
+    ]
+    metrics = {"collection": {"tracks": 1000, "queries": 900}, "systems": systems}
+    (found,) = diagnose(metrics, gain=lambda a, b: gains.get((a, b)))
+    assert "many, trained on several languages (en 290, es 6, unknown 4), gains -0.010" in found
+    assert "the data lack languages" in found
+    assert diagnose(metrics, gain=lambda *_: (0.04, 0.02, 0.06)) == []
+    assert diagnose(metrics) == []  # nothing to compare with
+
+
+def test_networks_are_told_apart_in_the_page(tmp_path: Path) -> None:
+    metrics = write_run(tmp_path, ["WEALY", "AvgEmb", "random"], 12, optional=False)
+    for entry, kind in zip(metrics["systems"], ("avg_mlp", "transformer", None), strict=True):
+        if kind is not None:
+            entry |= {"kind": "embeddings", "facts": network("", kind, 0, {"en": 200, "es": 100})["facts"]}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    page = Path(write_report(Storage(), str(tmp_path))).read_text()
+    rows = query_rows(SKILL["AvgEmb"], 12, seed=1), query_rows(SKILL["WEALY"], 12, seed=0)
+    gain = np.mean([a["ap"] - b["ap"] for a, b in zip(*rows, strict=True)])
+    assert f"AvgEmb, a Transformer, gains {gain:+.3f} MAP" in section(page, "diagnostics")
+    assert "Transformer trained on 300 tracks of 100 cliques (en 200, es 100)" in section(page, "results")
+    assert "<h2>Hardest cliques of AvgEmb</h2>" in page
+
+
 def test_a_healthy_evaluation_has_no_findings() -> None:
     kinds = {"wealy": 0.6, "avg_embedding": 0.3, "tfidf_words": 0.5, "language": 0.02, "random": 0.004}
     systems = [system(kind, mean) for kind, mean in kinds.items()]

@@ -14,7 +14,7 @@ import pytest
 from wealy_ray.errors import TransientError
 from wealy_ray.storage import Storage
 from wealy_ray.store import Lease
-from wealy_ray.store.lease import _host
+from wealy_ray.store.lease import _host, is_held
 
 LEASE_S = 0.6
 
@@ -114,3 +114,18 @@ def test_a_renewal_that_fails_is_only_logged(root: str, caplog: pytest.LogCaptur
         before = storage.read(f"{root}/lease.json")
         time.sleep(LEASE_S / 2)
         assert storage.read(f"{root}/lease.json") != before
+
+
+def test_whether_somebody_is_at_work(storage: Storage, root: str) -> None:
+    assert not is_held(storage, root)
+    lease = Lease(storage, root, "mine", LEASE_S)
+    lease.acquire()
+    assert is_held(storage, root)
+    lease.release()
+    assert not is_held(storage, root)
+    write_lease(storage, root)  # renewed at no time
+    assert not is_held(storage, root)
+    write_lease(storage, root, renewed_at="2026-01-01T00:00:00+00:00")
+    assert not is_held(storage, root)
+    write_lease(storage, root, renewed_at="2199-01-01T00:00:00+00:00")  # by another clock than ours
+    assert is_held(storage, root)

@@ -31,6 +31,7 @@ from wealy_ray.progress import Progress
 from wealy_ray.report.run_record import RunRecord, now
 from wealy_ray.retrieval.collection import Collection
 from wealy_ray.retrieval.evaluation import evaluate_tile, num_tiles
+from wealy_ray.retrieval.facts import facts_of_embeddings
 from wealy_ray.retrieval.material import Material, collection_of, shard_material, tracks_by_shard
 from wealy_ray.retrieval.metrics import grouped, views_of
 from wealy_ray.retrieval.recipe import (
@@ -140,6 +141,11 @@ class _Run:
             if chosen is not None:
                 curves.append({"name": fusion.name, "split": recipe.tuning_split, **chosen})
         kinds |= {name_of(s): s.kind for s in recipe.systems}
+        facts = {
+            name_of(s): facts_of_embeddings(self.storage, s.uri)
+            for s in recipe.systems
+            if isinstance(s, Embeddings)
+        }
         entries = []
         for name, scores in systems.items():
             rows = self._ranked(name, scores, collection)
@@ -150,6 +156,7 @@ class _Run:
                 {
                     "name": name,
                     "kind": kinds[name],
+                    "facts": facts.get(name),
                     "missing": missing,
                     "per_query": path,
                     "views": views_of(rows),

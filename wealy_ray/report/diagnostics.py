@@ -6,6 +6,8 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from wealy_ray.report.network_diagnostics import Gain, about_networks
+
 BASELINES = frozenset(
     (
         "random",
@@ -21,7 +23,7 @@ BASELINES = frozenset(
         "fusion",
     )
 )
-"""Kinds of systems that others are compared with."""
+"""Kinds of systems that others are compared with; embeddings of a network that is known are none."""
 
 MIN_AVG_EMBEDDING_GAIN = 2.0
 """MAP of mean states over chance; the paper's is a hundred times chance, so below this the states are suspect."""
@@ -44,12 +46,22 @@ BOUNDS = frozenset(("random", "language", "oracle"))
 
 
 def main_system(systems: Sequence[System]) -> System | None:
-    """The first system that is no baseline; else the best that is more than a bound; else the first."""
-    trained = [s for s in systems if s["kind"] not in BASELINES]
+    """The one to look at closely.
+
+    The first system that is no baseline, Transformers before others; else the best that is more than a bound.
+    """
+    trained = [s for s in systems if not is_baseline(s)]
     if trained:
-        return trained[0]
+        return next(
+            (s for s in trained if (s.get("facts") or {}).get("network") == "transformer"), trained[0]
+        )
     real = [s for s in systems if s["kind"] not in BOUNDS]
     return max(real, key=lambda s: mean_of(s) or 0.0) if real else next(iter(systems), None)
+
+
+def is_baseline(system: System) -> bool:
+    """Whether others are compared with it."""
+    return system["kind"] in BASELINES and not system.get("facts")
 
 
 def mean_of(system: System | None, metric: str = "map", view: str = "all") -> float | None:
@@ -65,7 +77,10 @@ def is_repetitive(text: str) -> bool:
 
 
 def diagnose(
-    metrics: Mapping[str, Any], chance: float | None = None, repetitive: float | None = None
+    metrics: Mapping[str, Any],
+    chance: float | None = None,
+    repetitive: float | None = None,
+    gain: Gain = lambda *_: None,
 ) -> list[str]:
     """What looks wrong, most basic first; empty when nothing does.
 
@@ -73,9 +88,14 @@ def diagnose(
         metrics: The evaluation's `metrics.json`.
         chance: MAP of a random order over the same queries.
         repetitive: Share of transcripts for which `is_repetitive`.
+        gain: MAP of the first named system less that of the second, with its interval (`map_gain`); None: not known.
     """
-    found = [*_about_extraction(metrics.get("extraction") or {}, repetitive)]
-    return [*found, *_about_systems(metrics, chance), *_about_fusion(metrics.get("fusion_curves") or [])]
+    return [
+        *_about_extraction(metrics.get("extraction") or {}, repetitive),
+        *_about_systems(metrics, chance),
+        *about_networks(metrics["systems"], gain),
+        *_about_fusion(metrics.get("fusion_curves") or []),
+    ]
 
 
 def _about_extraction(extraction: Mapping[str, Any], repetitive: float | None) -> Iterator[str]:
@@ -115,7 +135,7 @@ def _about_systems(metrics: Mapping[str, Any], chance: float | None) -> Iterator
             f"({chance:.3f}): check the extraction (audio decoded wrongly, states of another layer, or "
             "track ids that do not belong to their cliques)."
         )
-    if main is not None and ours is not None and main["kind"] not in BASELINES:
+    if main is not None and ours is not None and not is_baseline(main):
         name, language = main["name"], mean_of(of_kind.get("language"))
         words = mean_of(of_kind.get("tfidf_words"))
         if language is not None and language >= MAX_LANGUAGE_SHARE * ours:

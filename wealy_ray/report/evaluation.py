@@ -1,16 +1,14 @@
-"""The report of an evaluation: one HTML page that needs no other file, and its figures as PNGs beside it."""
+"""The report of an evaluation."""
 
 from __future__ import annotations
 
-import base64
-import functools
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import jinja2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,8 +16,13 @@ import pyarrow.parquet as pq
 
 from wealy_ray.errors import TRACK_ERROR_TYPES, ConfigError
 from wealy_ray.report import diagnostics, figures
+from wealy_ray.report.network_diagnostics import network_in_words
+from wealy_ray.report.page import Drawing, write_page
+from wealy_ray.retrieval.metrics import map_gain
 from wealy_ray.storage import ObjectMissingError, Storage, join
 
+MARKER = "metrics.json"
+"""The file by which a folder is known for an evaluation's; written last."""
 VIEW_TITLES = {
     "all": "All candidates",
     "within_language": "Candidates in the query's language",
@@ -68,21 +71,6 @@ PUBLISHED = (
 """MAP as published, on DiscogsVI-YT, SHS100k-v2 and LyricCovers 2.0."""
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """A figure of the page: `alt` says in words what it shows."""
-
-    name: str
-    title: str
-    alt: str
-    png: bytes
-
-    @property
-    def source(self) -> str:
-        """The figure as a `data:` URI."""
-        return "data:image/png;base64," + base64.b64encode(self.png).decode()
-
-
 @dataclass
 class Transcripts:
     """What is kept of the transcripts: the texts to show and the share of repetitive ones."""
@@ -121,18 +109,21 @@ def write_report(storage: Storage, run: str) -> str:
         "sample": list(_draw_sample(storage, run)),
         "extraction": list(_draw_extraction(metrics.get("extraction") or {})),
     }
-    for drawing in (d for drawings in sections.values() for d in drawings):
-        storage.write(join(run, "figures", f"{drawing.name}.png"), drawing.png)
-    page = _template().render(
+    return write_page(
+        storage,
+        run,
+        "evaluation.html.j2",
+        title=metrics["title"],
         metrics=metrics,
         main=main,
         chance=chance,
-        findings=diagnostics.diagnose(metrics, chance, transcripts.repetitive),
+        findings=diagnostics.diagnose(metrics, chance, transcripts.repetitive, partial(_gain, queries)),
         sections=sections,
         group_tables={g: _group_sizes(systems, g) for g in GROUP_TITLES},
         hardest=hardest,
         transcripts=transcripts,
         views=[(v, t) for v, t in VIEW_TITLES.items() if any(v in s["views"] for s in systems)],
+        about_network=network_in_words,
         metric_titles=METRIC_TITLES,
         group_titles=GROUP_TITLES,
         decimals=DECIMALS,
@@ -141,9 +132,6 @@ def write_report(storage: Storage, run: str) -> str:
         max_systems=figures.MAX_SYSTEMS,
         max_chars=MAX_TRANSCRIPT_CHARS,
     )
-    uri = join(run, "report.html")
-    storage.write(uri, page.encode())
-    return uri
 
 
 def eleven_points(ranks: Sequence[np.ndarray] | pa.ListArray) -> np.ndarray:
@@ -200,11 +188,11 @@ def hardest_cliques(rows: pa.Table) -> list[dict[str, Any]]:
 
 
 def _read_metrics(storage: Storage, run: str) -> dict[str, Any]:
-    uri = join(run, "metrics.json")
+    uri = join(run, MARKER)
     try:
         return json.loads(storage.read(uri))
     except ObjectMissingError as e:
-        raise ConfigError(f"{run} holds no evaluation (no metrics.json); run `wealy evaluate` first") from e
+        raise ConfigError(f"{run} holds no evaluation (no {MARKER}); run `wealy evaluate` first") from e
     except ValueError as e:
         raise ConfigError(f"{uri} is no JSON ({e}); run `wealy evaluate` again") from e
 
@@ -325,8 +313,7 @@ def _drawn(systems: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The systems that crowded figures show: trained ones first, bounds last, in their own order otherwise."""
 
     def weight(system: Mapping[str, Any]) -> int:
-        kind = system["kind"]
-        return 2 if kind in diagnostics.BOUNDS else 1 if kind in diagnostics.BASELINES else 0
+        return 2 if system["kind"] in diagnostics.BOUNDS else int(diagnostics.is_baseline(system))
 
     return sorted(systems, key=weight)[: figures.MAX_SYSTEMS]
 
@@ -342,18 +329,11 @@ def _group_sizes(systems: Sequence[Mapping[str, Any]], group: str) -> dict[str, 
     return dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[:MAX_GROUPS])
 
 
+def _gain(queries: Mapping[str, pa.Table | None], name: str, other: str) -> figures.Span | None:
+    rows, others = queries.get(name), queries.get(other)
+    return map_gain(rows, others) if rows is not None and others is not None else None
+
+
 def _span(summary: Mapping[str, Any]) -> figures.Span:
     found = summary["map"]
     return found["mean"], found["low"], found["high"]
-
-
-@functools.cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("wealy_ray.report", "."),
-        autoescape=True,  # transcripts and names come from outside
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("evaluation.html.j2")

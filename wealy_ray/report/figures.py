@@ -1,44 +1,19 @@
-"""The figures of an evaluation's report: one function each, from plain numbers to the bytes of a PNG.
-
-Figures are narrow with large letters, so that they can be read on a phone. Systems differ in colour (Okabe and Ito's
-palette, safe for colour-blind readers) and in marker, so that neither is needed alone.
-"""
+"""The figures of an evaluation's report: one function each, from plain numbers to the bytes of a PNG."""
 
 from __future__ import annotations
 
-import functools
-import io
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ParamSpec
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+from wealy_ray.report.canvas import COLOURS, MARKERS, blank, legend, png, wrapped
+
 MAX_SYSTEMS = len(COLOURS)
 """Systems that one figure tells apart."""
-
-WIDTH_INCH = 5.6
-DPI = 160  # 5.6 x 160 = 896 pixels wide
-STYLE: Any = {
-    "font.size": 10,
-    "figure.constrained_layout.h_pad": 0.08,
-    "figure.constrained_layout.w_pad": 0.08,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.7,
-    "legend.frameon": False,
-    "text.parse_math": False,  # a system's name may hold dollar signs
-}
 MAP_LIMITS = (-0.03, 1.03)  # room for the markers of 0 and 1
 FIRST_RANK_EDGES = (1, 2, 6, 11, 31, 101, 1001, 10_001, 100_001)
 """Least rank of each class of the first hit's rank."""
@@ -46,46 +21,25 @@ FIRST_RANK_EDGES = (1, 2, 6, 11, 31, 101, 1001, 10_001, 100_001)
 Span = tuple[float, float, float]
 """A mean and the ends of its interval."""
 
-P = ParamSpec("P")
 
-
-def _png(draw: Callable[P, Figure]) -> Callable[P, bytes]:
-    """Draws in our style and returns the file; no figure stays in matplotlib's global state."""
-
-    @functools.wraps(draw)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> bytes:
-        with matplotlib.rc_context(STYLE):
-            figure = draw(*args, **kwargs)
-            sink = io.BytesIO()
-            # no software version in the file: equal numbers make equal bytes
-            FigureCanvasAgg(figure).print_png(sink, metadata={"Software": None})
-        return sink.getvalue()
-
-    return wrapped
-
-
-def _figure(height_inch: float) -> Figure:
-    return Figure(figsize=(WIDTH_INCH, height_inch), dpi=DPI, layout="constrained")
-
-
-@_png
+@png
 def map_overview(spans: Mapping[str, Span]) -> Figure:
     """MAP of each system with its interval, best first."""
     names = sorted(spans, key=lambda name: spans[name][0])
-    figure = _figure(1.0 + 0.36 * len(names))
+    figure = blank(1.0 + 0.36 * len(names))
     axes = figure.subplots()
     for y, name in enumerate(names):
         mean = spans[name][0]
         _dot(axes, spans[name], y, COLOURS[0], "o")
         axes.annotate(f"{mean:.3f}", (mean, y), (0, 6), textcoords="offset points", ha="center", fontsize=8)
-    axes.set_yticks(range(len(names)), [_wrapped(name) for name in names])
+    axes.set_yticks(range(len(names)), [wrapped(name) for name in names])
     axes.set_ylim(-0.6, len(names) - 0.3)
     axes.set_xlim(*MAP_LIMITS)
     axes.set_xlabel("MAP (0 to 1); bars: 95 % interval over cliques")
     return figure
 
 
-@_png
+@png
 def map_by_group(groups: Mapping[str, Mapping[str, Span]], what: str, sizes: Mapping[str, int]) -> Figure:
     """MAP by group of queries, one dot per system.
 
@@ -96,7 +50,7 @@ def map_by_group(groups: Mapping[str, Mapping[str, Span]], what: str, sizes: Map
     """
     order = list(sizes)
     step = 0.8 / max(len(groups), 1)
-    figure = _figure(1.1 + 0.2 * len(groups) + max(1.6, len(order) * max(0.4, 0.14 * len(groups))))
+    figure = blank(1.1 + 0.2 * len(groups) + max(1.6, len(order) * max(0.4, 0.14 * len(groups))))
     axes = figure.subplots()
     for i, spans in enumerate(groups.values()):
         for y, group in enumerate(order):
@@ -110,24 +64,24 @@ def map_by_group(groups: Mapping[str, Mapping[str, Span]], what: str, sizes: Map
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("MAP (0 to 1); bars: 95 % interval over cliques")
     axes.set_ylabel(what)
-    _legend(figure, axes, list(groups))
+    legend(figure, axes, list(groups))
     return figure
 
 
-@_png
+@png
 def precision_recall(curves: Mapping[str, Sequence[float]]) -> Figure:
     """Interpolated precision at the recalls 0, 0.1, ..., 1, mean over queries."""
-    figure = _figure(3.7 + 0.2 * len(curves))
+    figure = blank(3.7 + 0.2 * len(curves))
     axes = figure.subplots()
     for i, precision in enumerate(curves.values()):
         axes.plot(np.linspace(0, 1, 11), precision, color=COLOURS[i], marker=MARKERS[i], markersize=5)
     axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.02), xlabel="recall (share of a query's versions)")
     axes.set_ylabel("interpolated precision (share)")
-    _legend(figure, axes, list(curves))
+    legend(figure, axes, list(curves))
     return figure
 
 
-@_png
+@png
 def first_ranks(ranks: Mapping[str, np.ndarray]) -> Figure:
     """Histogram of the first hit's rank, one panel per system."""
     deepest = max(int(r.max()) for r in ranks.values())
@@ -136,12 +90,12 @@ def first_ranks(ranks: Mapping[str, np.ndarray]) -> Figure:
     labels = [f"{a:,}" if b - a == 1 else f"{a:,}-{b - 1:,}" for a, b in zip(least, edges[1:], strict=True)]
     columns = min(2, len(ranks))
     rows = -(-len(ranks) // columns)
-    figure = _figure(0.9 + 1.7 * rows)
+    figure = blank(0.9 + 1.7 * rows)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for i, (name, first) in enumerate(ranks.items()):
         shares = 100 * np.histogram(first, edges)[0] / len(first)
         panels[i].bar(range(len(shares)), shares, color=COLOURS[i], width=0.85)
-        panels[i].set_title(_wrapped(name), fontsize=10)
+        panels[i].set_title(wrapped(name), fontsize=10)
     for panel in panels[len(ranks) :]:
         panel.set_visible(False)
     for i in range(len(ranks)):
@@ -153,10 +107,10 @@ def first_ranks(ranks: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
-@_png
+@png
 def fusion_curves(curves: Sequence[Mapping[str, Any]]) -> Figure:
     """MAP against the fusion weight; a ring marks the chosen one."""
-    figure = _figure(3.3 + 0.2 * min(len(curves), MAX_SYSTEMS))
+    figure = blank(3.3 + 0.2 * min(len(curves), MAX_SYSTEMS))
     axes = figure.subplots()
     names = []
     for i, curve in enumerate(curves[:MAX_SYSTEMS]):
@@ -170,11 +124,11 @@ def fusion_curves(curves: Sequence[Mapping[str, Any]]) -> Figure:
     axes.margins(y=0.12)
     axes.set_xlabel("fusion weight; ring: the chosen one")
     axes.set_ylabel("MAP (0 to 1)")
-    _legend(figure, axes, names)
+    legend(figure, axes, names)
     return figure
 
 
-@_png
+@png
 def similarity_matrix(similarity: np.ndarray, clique_ids: Sequence[str]) -> Figure:
     """Similarities of a sample, its tracks in the order of their cliques; lines part the cliques.
 
@@ -185,7 +139,7 @@ def similarity_matrix(similarity: np.ndarray, clique_ids: Sequence[str]) -> Figu
     cliques = np.asarray(clique_ids, dtype=str)
     order = np.argsort(cliques, kind="stable")
     matrix = np.asarray(similarity, dtype=np.float64)[np.ix_(order, order)]
-    figure = _figure(4.7)
+    figure = blank(4.7)
     axes = figure.subplots()
     image = axes.imshow(np.ma.masked_invalid(matrix), cmap="cividis", interpolation="nearest")
     borders = np.flatnonzero(cliques[order][1:] != cliques[order][:-1]) + 0.5
@@ -200,13 +154,13 @@ def similarity_matrix(similarity: np.ndarray, clique_ids: Sequence[str]) -> Figu
     return figure
 
 
-@_png
+@png
 def counts(named: Mapping[str, int], what: str, max_names: int = 15) -> Figure:
     """Horizontal bars of counts, the largest first; the rest is one bar."""
     ranked = sorted(named.items(), key=lambda item: -item[1])
     rest = ranked[max_names:]
     bars = ranked[:max_names] + ([(f"{len(rest)} others", sum(n for _, n in rest))] if rest else [])
-    figure = _figure(0.9 + 0.27 * len(bars))
+    figure = blank(0.9 + 0.27 * len(bars))
     axes = figure.subplots()
     drawn = axes.barh(range(len(bars)), [n for _, n in bars], color=COLOURS[0])
     axes.bar_label(drawn, [f"{n:,}" for _, n in bars], padding=3, fontsize=9)
@@ -218,12 +172,12 @@ def counts(named: Mapping[str, int], what: str, max_names: int = 15) -> Figure:
     return figure
 
 
-@_png
+@png
 def histogram(
     values: Sequence[float], what: str, of: str, limits: tuple[float, float] | None = None
 ) -> Figure:
     """Histogram of a quantity; `what` is its name with unit, `of` what is counted."""
-    figure = _figure(2.9)
+    figure = blank(2.9)
     axes = figure.subplots()
     axes.hist(
         np.asarray(values, dtype=np.float64), bins=30, range=limits, color=COLOURS[0], edgecolor="white"
@@ -239,16 +193,3 @@ def _dot(axes: Axes, span: Span, y: float, colour: str, marker: str) -> None:
     mean, low, high = span
     axes.hlines(y, low, high, color=colour, linewidth=1.6)
     axes.plot([mean], [y], marker=marker, color=colour, markersize=5, linestyle="none")
-
-
-def _legend(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
-    """A legend below the plot, which hides no data and takes no width."""
-    keys = [
-        axes.plot([], [], color=COLOURS[i], marker=MARKERS[i], markersize=5)[0] for i in range(len(names))
-    ]
-    labels = [_wrapped(name, 44) for name in names]
-    figure.legend(keys, labels, loc="outside lower left", ncols=1 if len(names) < 4 else 2, fontsize=9)
-
-
-def _wrapped(name: str, width: int = 26) -> str:
-    return "\n".join(textwrap.wrap(name, width)) or name

@@ -133,6 +133,24 @@ class Lease:
         self._storage.write(self._uri, json.dumps(content).encode())
 
 
+def is_held(storage: Storage, root: str) -> bool:
+    """Whether a driver seems to be at work; for people who look.
+
+    It trusts the clocks of both hosts: nothing but words may depend on it.
+
+    Args:
+        storage: Where the lease is.
+        root: As in `Lease`.
+    """
+    try:
+        lease = _parse(storage.read(join(root, "lease.json")))
+        renewed_at = datetime.fromisoformat(str(lease.get("renewed_at")))
+        silent_s = (datetime.now(UTC) - renewed_at).total_seconds()
+    except (ObjectMissingError, ValueError, TypeError):  # none, damaged, or a time without a zone
+        return False
+    return silent_s < _patience_s(lease, 0.0) and not _holder_is_gone(lease)
+
+
 def _parse(content: bytes) -> dict[str, Any]:
     """The lease's fields; none when it is no lease (it is waited for like any other, and then replaced)."""
     try:

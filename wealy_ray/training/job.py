@@ -9,11 +9,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from wealy_ray.catalog import Manifest, read_manifest
 from wealy_ray.errors import ManifestError, StoreError
@@ -139,6 +141,22 @@ class Job:
         found = _read_json(self.storage, self._history_uri)
         return found if isinstance(found, list) else []
 
+    @cached_property
+    def languages(self) -> dict[str, int]:
+        """Training tracks by language, most first.
+
+        The one that Whisper was told to write in; else the manifest's, else what Whisper has heard.
+        """
+        train = self.splits.train
+        decode = self._extractor.get("decode") or {}
+        told = "en" if decode.get("task") == "translate" else decode.get("language")
+        if told:
+            return {told: len(train)}
+        places = self.reader.index.positions(pa.array(train.track_ids, pa.string()))
+        heard = self.reader.index.table["language"].take(places).to_pylist()
+        counts = Counter(own or other or "" for own, other in zip(train.languages, heard, strict=True))
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
     def save(self, loop: Loop) -> str:
         """Writes a checkpoint and the history; returns the checkpoint's URI."""
         optimiser, progression = loop.state()
@@ -180,7 +198,12 @@ class Job:
             extractor_id=self.reader.extractor_id,
             crop=data.crop,
             kinds=data.kinds,
-            data={"manifest": self.manifest.digest, "index": self.reader.index.number, **self.counts()},
+            data={
+                "manifest": self.manifest.digest,
+                "index": self.reader.index.number,
+                **self.counts(),
+                "languages": self.languages,
+            },
             metrics={
                 "validation_map": measured[-1] if measured else None,
                 "epochs": progression.epoch,
@@ -189,8 +212,11 @@ class Job:
         )
 
     def _card(self, config: ModelConfig, loop: Loop, title: str) -> str:
-        extractor = _read_json(self.storage, join(self.reader.root, "extractor.json")) or {}
-        return model_card(config, extractor, loop.num_parameters, title)
+        return model_card(config, self._extractor, loop.num_parameters, title)
+
+    @cached_property
+    def _extractor(self) -> dict[str, Any]:
+        return _read_json(self.storage, join(self.reader.root, "extractor.json")) or {}
 
 
 def num_cliques(tracks: Tracks) -> int:
