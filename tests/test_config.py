@@ -8,6 +8,7 @@ from wealy_ray.audio import IsolatedDecoder
 from wealy_ray.config import AudioSettings, ExtractRecipe, load_recipe, load_settings, parse_override
 from wealy_ray.errors import ConfigError
 from wealy_ray.retrieval.recipe import EvaluateRecipe
+from wealy_ray.training.recipe import TrainRecipe
 
 MINIMAL = "manifest: m.parquet\nstore: out\n"
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
@@ -35,7 +36,8 @@ def test_timestamps_follow_the_window_plan_unless_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_shipped_recipes_are_valid(path: Path) -> None:
-    kind = EvaluateRecipe if path.stem.endswith("evaluate") else ExtractRecipe
+    kinds = {"evaluate": EvaluateRecipe, "train": TrainRecipe}
+    kind = kinds.get(path.stem.rsplit("-")[-1], ExtractRecipe)
     assert isinstance(load_settings(kind, path), kind)
 
 

@@ -23,8 +23,8 @@ from wealy_ray.catalog import manifest_from_rows, write_manifest
 from wealy_ray.config import ExtractRecipe, load_recipe, load_settings
 from wealy_ray.pipelines.evaluate import run_evaluate
 from wealy_ray.pipelines.extract import run_extract
-from wealy_ray.report.evaluation import write_report
 from wealy_ray.report.extract_summary import extract_table
+from wealy_ray.report.run_page import write_report
 from wealy_ray.retrieval.recipe import Embeddings, EvaluateRecipe
 from wealy_ray.storage import Storage
 
