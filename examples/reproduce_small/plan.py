@@ -10,17 +10,22 @@ SEEDS = (0, 1, 2)
 WORKS = (13, 26, 52, 104, 172)
 """Training works of the learning curve; the last are all."""
 
+STEPS_PER_EPOCH = 4
+"""Of the recipe, with all works in batches of 43."""
+
 AVERAGE_MLP: dict[str, Any] = {
     "model": {
         "kind": "avg_mlp",
         "width": 512,
-        "hidden_layers": 1,
-        "dropout": 0.5,
+        "hidden_layers": 0,
+        "dropout": 0.0,
         "output_dim": 256,
         "standardise": True,
     },
-    "optimiser.learning_rate": 2e-3,
+    "optimiser": {"learning_rate": 1e-3, "epochs": 40, "warmup_epochs": 4},
+    "validation": {"every_epochs": 4},
 }
+"""What was best of it on held-out training works: more layers, and dropout, were worse."""
 
 
 @dataclass(frozen=True)
@@ -46,20 +51,28 @@ def variants() -> list[Variant]:
         Variant("WEALY", "systems"),
         Variant("Avg+MLP", "systems", AVERAGE_MLP),
         *_curve(),
-        Variant("loss: triplet, first", "ablation", {"loss": {"kind": "triplet"}}),
-        Variant("loss: triplet, hardest", "ablation", {"loss": {"kind": "triplet", "choice": "hardest"}}),
+        Variant("loss: triplet, first/first", "ablation", {"loss": {"kind": "triplet"}}),
         Variant("loss: CLEWS", "ablation", {"loss": {"kind": "clews"}}),
-        Variant("temperature: 0.1, as the paper", "ablation", {"loss.temperature": 0.1}),
-        Variant("pooling: GeM, as the paper", "ablation", {"model.pooling": "gem"}),
+        Variant("pooling: GeM", "ablation", {"model.pooling": "gem"}),
         Variant("pooling: CLS", "ablation", {"model.pooling": "cls"}),
-        Variant("inputs: not standardised, as the paper", "ablation", {"model.standardise": False}),
-        Variant("positions: all, as the paper", "ablation", {"data.kinds": None}),
+        Variant("inputs: not standardised", "ablation", {"model.standardise": False}),
+        Variant("positions: all", "ablation", {"data.kinds": None}),
         Variant("crop: 50 states", "ablation", {"data.crop": 50}),
-        Variant("crop: 25 states", "ablation", {"data.crop": 25}),
     ]
 
 
 def _curve() -> Iterator[Variant]:
+    """With fewer works, epochs have fewer steps: there are more of them, so that all models see as many steps."""
     for works in WORKS[:-1]:
-        yield Variant(f"WEALY, {works} works", "curve", works=works)
-        yield Variant(f"Avg+MLP, {works} works", "curve", AVERAGE_MLP, works)
+        factor = STEPS_PER_EPOCH // max(1, works // 43)
+        more = {"epochs": 16 * factor, "warmup_epochs": 2 * factor}
+        rates = {f"optimiser.{name}": value for name, value in more.items()}
+        yield Variant(
+            f"WEALY, {works} works", "curve", rates | {"validation.every_epochs": 2 * factor}, works
+        )
+        mlp = {
+            **AVERAGE_MLP,
+            "optimiser": {"learning_rate": 1e-3, "epochs": 40 * factor, "warmup_epochs": 4 * factor},
+            "validation": {"every_epochs": 4 * factor},
+        }
+        yield Variant(f"Avg+MLP, {works} works", "curve", mlp, works)
