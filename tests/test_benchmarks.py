@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -131,3 +132,26 @@ def test_feed_benchmark(tmp_path: Path) -> None:
     assert (
         0 < cores["2000"]["mel_on_device"] < cores["2000"]["mel_80_on_cpu"] < cores["4000"]["mel_80_on_cpu"]
     )
+
+
+def test_ingest_benchmark(tmp_path: Path) -> None:
+    small = "--tracks 8 --num-states 60 --dim 16 --crop 40 --crops 8 --cliques 2 --rounds 2 --s3-tracks 6"
+    result = run("ingest.py", *small.split(), out=tmp_path / "ingest.json")
+    assert set(result["crops"]["warm"]) == {"pread", "crops", "pread_fresh", "seconds"}
+    assert result["whole"]["warm"]["crops_first"]["ratio_to_pread"] > 0
+    for part in ("warm", "cold"):
+        seconds = result["crops"][part]["seconds"]
+        ratio = statistics.median(seconds["pread"]) / statistics.median(seconds["crops"])
+        assert result["crops"][part]["crops"]["ratio_to_pread"] == pytest.approx(ratio)
+    assert len(result["crops"]["batches"]["seconds"]["batches"]) == 2
+    assert set(result["s3"]) == {"no_cache", "filling", "from_cache", "seconds"}
+
+
+def test_train_step_benchmark(tmp_path: Path) -> None:
+    small = "--tracks 16 --num-states 320 --dim 16 --threads 1 --loaders 1 --warm-up 1 --steps 2 --hold-ms 5"
+    held = "--held-steps 5 --cliques 4 --crop 300"
+    result = run("train_step.py", *small.split(), *held.split(), out=tmp_path / "train_step.json")
+    assert len(result["step"]["all_seconds"]) == 2
+    assert result["held"]["megabytes_per_step"] == 8 * 300 * 16 * 2 / 1e6
+    assert result["held"]["milliseconds_per_step"] >= 5
+    assert 0 <= result["held"]["waiting_share"] < 1

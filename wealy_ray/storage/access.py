@@ -99,15 +99,27 @@ class Storage:
         if length <= 0:
             return b""
 
-        def call(fs: Any, path: str) -> bytes:
-            try:
-                return fs.cat_file(path, start=offset, end=offset + length)
-            except OSError as e:
-                if code_of(e) in ("InvalidRange", "416"):  # S3's answer to an offset behind the end
-                    return b""
-                raise
+        return self._call(uri, lambda fs, path: _read_range(fs, path, offset, length))
+
+    def read_into(self, uri: str, offset: int, out: memoryview) -> int:
+        """Fills `out` with the bytes from `offset` on, without a copy where the file is local.
+
+        Returns:
+            How many there were; fewer than asked for at the end of the object.
+        """
+
+        def call(fs: Any, path: str) -> int:
+            if _is_local(fs):
+                return local.read_into(path, offset, out)
+            data = _read_range(fs, path, offset, len(out))
+            out[: len(data)] = data
+            return len(data)
 
         return self._call(uri, call)
+
+    def is_local(self, uri: str) -> bool:
+        """Whether it lies on a file system of this machine."""
+        return self._call(uri, lambda fs, _: _is_local(fs))
 
     def list(self, uri: str) -> Iterator[ObjectInfo]:
         """All objects below a folder or prefix, by name; none when it does not exist.
@@ -308,6 +320,15 @@ class Storage:
         except Exception as e:
             return e
         return error
+
+
+def _read_range(fs: Any, path: str, offset: int, length: int) -> bytes:
+    try:
+        return fs.cat_file(path, start=offset, end=offset + length)
+    except OSError as e:
+        if code_of(e) in ("InvalidRange", "416"):  # S3's answer to an offset behind the end
+            return b""
+        raise
 
 
 def _list_one(fs: Any, path: str) -> None:

@@ -35,14 +35,14 @@ def check_uri(uri: str) -> None:
         ConfigError: Unknown scheme, or `user:password@` in the URI (which is not repeated).
     """
     scheme = scheme_of(uri)
-    if scheme != "file" and _has_credentials(uri):
+    if scheme == "file":
+        return
+    if _has_credentials(uri):
         raise ConfigError(
             f"a {scheme}:// URI carries credentials; remove them and set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or a profile, instead"
         )
-    if scheme != "file" and re.search(
-        r"[?&](X-Amz-Signature|X-Amz-Security-Token|Signature|sig|token)=", uri, re.I
-    ):
+    if re.search(r"[?&](X-Amz-Signature|X-Amz-Security-Token|Signature|sig|token)=", uri, re.I):
         raise ConfigError(
             f"a {scheme}:// URI carries a signature or token, which would end in files and logs; name the object "
             "without it, and give access through the environment"

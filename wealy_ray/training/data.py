@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import math
+from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from wealy_ray.catalog import tracks_of_split
-from wealy_ray.errors import ManifestError, WealyError
+from wealy_ray.errors import ManifestError
+from wealy_ray.store.schema import STATES_DTYPE
 from wealy_ray.training.crops import CropReader
-from wealy_ray.training.passes import Plan, plan_passes
+from wealy_ray.training.passes import plan_passes
 from wealy_ray.training.sampler import CliqueSampler
 
 READERS = 8
@@ -33,6 +33,7 @@ class Tracks:
 
     Attributes:
         track_ids: Ascending.
+        rows: int64, their rows of the index.
         cliques: int64, negative without a clique.
         languages: Codes of the manifest, "" where it names none.
         lengths: int64, states that count.
@@ -40,6 +41,7 @@ class Tracks:
     """
 
     track_ids: Sequence[str]
+    rows: np.ndarray
     cliques: np.ndarray
     languages: Sequence[str]
     lengths: np.ndarray
@@ -55,21 +57,24 @@ class Tracks:
         Raises:
             ManifestError: The split is empty, or none of its tracks has states.
         """
-        rows = tracks_of_split(manifest, uri, split).sort_by("track_id").to_pylist()
-        lengths = crops.num_states([row["track_id"] for row in rows])
-        kept = [(row, length) for row, length in zip(rows, lengths.tolist(), strict=True) if length]
+        tracks = tracks_of_split(manifest, uri, split).sort_by("track_id").to_pylist()
+        rows = crops.rows([track["track_id"] for track in tracks])
+        lengths = crops.num_states(rows)
+        has_states = lengths > 0
+        kept = [track for track, has in zip(tracks, has_states.tolist(), strict=True) if has]
         if not kept:
             raise ManifestError(
                 f"no track of split '{split}' of {uri} has states that count: extract it first"
             )
-        names = sorted({row["clique_id"] for row, _ in kept if row["clique_id"] is not None})
+        names = sorted({track["clique_id"] for track in kept if track["clique_id"] is not None})
         number = {name: i for i, name in enumerate(names)} | {None: -1}
         return cls(
-            [row["track_id"] for row, _ in kept],
-            np.array([number[row["clique_id"]] for row, _ in kept], np.int64),
-            [row["language"] or "" for row, _ in kept],
-            np.array([length for _, length in kept], np.int64),
-            len(rows) - len(kept),
+            [track["track_id"] for track in kept],
+            rows[has_states],
+            np.array([number[track["clique_id"]] for track in kept], np.int64),
+            [track["language"] or "" for track in kept],
+            lengths[has_states],
+            len(tracks) - len(kept),
         )
 
 
@@ -103,10 +108,8 @@ class Step:
 
 
 @dataclass(frozen=True, eq=False)
-class Batches(Dataset[Step | WealyError]):
+class Batches:
     """Steps, as one rank sees them; what one holds depends on its epoch and number alone.
-
-    An error travels as a value: a loader process would make a page of text of what it raises.
 
     Attributes:
         tracks: The training split.
@@ -126,80 +129,78 @@ class Batches(Dataset[Step | WealyError]):
     num_passes: int
     gathers: bool = True
 
-    def __getitem__(self, place: tuple[int, int]) -> Step | WealyError:
-        try:
-            return self._step(place)
-        except WealyError as e:
-            return e
+    @property
+    def most_bytes(self) -> int:
+        """No step's states take more, padding included."""
+        longest = min(self.crops.length, int(self.tracks.lengths.max()))
+        slots, versions = self.sampler.slots, self.sampler.versions
+        if self.gathers:
+            # no pass needs more rows than this, and the ranks' loads differ by a pass at most
+            rows, pass_rows = slots * versions, -(-slots * versions // self.num_passes)
+            rows = min(rows, -(-rows // self.world_size) + pass_rows) if self.world_size > 1 else rows
+        else:
+            rows = -(-slots // self.world_size) * versions
+        return rows * longest * self.crops.dim * STATES_DTYPE.itemsize
 
-    def _step(self, place: tuple[int, int]) -> Step:
-        epoch, step = place
-        batch = self.sampler.batch(epoch, step)
+    def read(self, place: tuple[int, int], memory: memoryview, pool: Executor) -> Step:
+        """Reads a step.
+
+        Args:
+            place: Epoch and number.
+            memory: Its states are put here, `most_bytes`.
+            pool: Reads crops side by side.
+
+        Raises:
+            StoreError: A shard is damaged or gone.
+        """
+        batch = self.sampler.batch(*place)
         rows = np.arange(len(batch.tracks))
         world_size, rank = self.world_size, self.rank
         if not self.gathers:
             share = batch.share(rank, world_size)
             rows, world_size, rank = rows[share], 1, 0
-        lengths = np.minimum(self.tracks.lengths[batch.tracks[rows]], self.crops.length)
+        tracks = batch.tracks[rows]
+        lengths = np.minimum(self.tracks.lengths[tracks], self.crops.length)
         plan = plan_passes(lengths, self.num_passes, world_size)
-        states, row_lengths = self._read(plan, rank, batch.tracks, rows, place)
+        # drawn for the whole batch: every rank draws the same
+        draws = np.random.default_rng([self.sampler.seed, CROPS, *place]).random(len(batch.tracks))[rows]
+        starts = (draws * (self.tracks.lengths[tracks] - lengths + 1)).astype(np.int64)
+        passes = [plan.passes[number] for number in plan.ranks[rank]]
+        shapes = [(len(mine), int(lengths[mine].max()), self.crops.dim) for mine in passes]
+        states = carve(memory, shapes)
+        crops = [
+            (int(self.tracks.rows[tracks[row]]), int(starts[row]), int(lengths[row]), out)
+            for mine, padded in zip(passes, states, strict=True)
+            for row, out in zip(mine.tolist(), padded.numpy(), strict=True)
+        ]
+        list(pool.map(self._read_crop, crops))
         return Step(
-            epoch,
-            step,
+            *place,
             states,
-            row_lengths,
+            [torch.from_numpy(lengths[mine]) for mine in passes],
             list(plan.ranks[rank]),
             torch.from_numpy(batch.cliques[rows]),
-            [self.tracks.track_ids[t] for t in batch.tracks[rows]],
+            [self.tracks.track_ids[t] for t in tracks],
             torch.from_numpy(plan.gathered),
             plan.sizes,
             plan.padded_share,
         )
 
-    def _read(
-        self, plan: Plan, rank: int, tracks: np.ndarray, rows: np.ndarray, place: tuple[int, int]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        def crop(row: int) -> np.ndarray:
-            rng = np.random.default_rng([self.sampler.seed, CROPS, *place, row])
-            track = tracks[row]
-            return self.crops.random(self.tracks.track_ids[track], int(self.tracks.lengths[track]), rng)
-
-        padded, lengths = [], []
-        with ThreadPoolExecutor(READERS) as pool:
-            for number in plan.ranks[rank]:
-                found = list(pool.map(crop, rows[plan.passes[number]].tolist()))
-                padded.append(pad(found))
-                lengths.append(torch.tensor([len(part) for part in found]))
-        return padded, lengths
+    def _read_crop(self, crop: tuple[int, int, int, np.ndarray]) -> None:
+        row, start, length, out = crop
+        self.crops.read(row, start, out[:length])
+        out[length:] = 0
 
 
-class _Places(Sampler[tuple[int, int]]):
-    """Epoch and step of all that is left, one epoch after the other."""
-
-    def __init__(self, sampler: CliqueSampler, first: tuple[int, int], stop: int) -> None:
-        self.sampler, self.first, self.stop = sampler, first, stop
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch, step = self.first
-        for number in range(epoch, self.stop):
-            for place in range(step, self.sampler.steps(number)):
-                yield number, place
-            step = 0
-
-
-def loader_of(
-    batches: Batches, first: tuple[int, int], stop: int, num_workers: int, *, pins: bool
-) -> DataLoader[Any]:
-    """Steps from a place on, through all epochs before `stop`, read ahead by processes of their own."""
-    more: dict[str, Any] = {"multiprocessing_context": "spawn", "prefetch_factor": 3} if num_workers else {}
-    return DataLoader(
-        batches,
-        batch_size=None,
-        sampler=_Places(batches.sampler, first, stop),
-        num_workers=num_workers,
-        pin_memory=pins,
-        **more,
-    )
+def carve(memory: memoryview, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """float16 tensors that lie one after the other in a piece of memory."""
+    tensors, first = [], 0
+    for shape in shapes:
+        count = math.prod(shape)
+        part = torch.frombuffer(memory, dtype=torch.float16, count=count, offset=first)
+        tensors.append(part.reshape(shape))
+        first += count * STATES_DTYPE.itemsize
+    return tensors
 
 
 def pad(parts: Sequence[np.ndarray]) -> Tensor:
@@ -215,7 +216,7 @@ def input_statistics(tracks: Tracks, crops: CropReader, seed: int) -> tuple[Tens
     chosen = np.random.default_rng([seed, CROPS]).permutation(len(tracks))[:STATISTICS_TRACKS]
     count, total, squares = 0, np.zeros(0), np.zeros(0)
     with ThreadPoolExecutor(READERS) as pool:
-        for part in pool.map(lambda t: crops.at(tracks.track_ids[t], 0), sorted(chosen.tolist())):
+        for part in pool.map(lambda t: crops.at(int(tracks.rows[t]), 0), sorted(chosen.tolist())):
             values = part.astype(np.float64)
             count += len(values)
             total = values.sum(0) + (total if len(total) else 0)

@@ -21,7 +21,7 @@ from wealy_ray.catalog import Manifest, read_manifest
 from wealy_ray.errors import ManifestError, StoreError
 from wealy_ray.model import ModelConfig, digest_of, save_model
 from wealy_ray.storage import ObjectMissingError, Storage, join
-from wealy_ray.store import StoreReader
+from wealy_ray.store import StoreReader, TrackCache
 from wealy_ray.training.card import model_card
 from wealy_ray.training.checkpoint import Checkpoints, Progression, check_facts
 from wealy_ray.training.crops import CropReader, kinds_by_name
@@ -90,7 +90,10 @@ class Job:
             ManifestError: A split cannot be used.
         """
         data = self.recipe.data
-        crops = CropReader(self.reader, data.crop, kinds_by_name(data.kinds))
+        resources = self.recipe.resources
+        num_bytes = round(resources.cache_gib * 2**30)
+        cache = TrackCache(resources.cache_dir, num_bytes) if num_bytes else None
+        crops = CropReader(self.reader, data.crop, kinds_by_name(data.kinds), cache)
         table, uri = self.manifest.table, self.recipe.manifest
         train, validation = (
             Tracks.of_split(table, uri, split, crops) for split in (data.train_split, data.validation_split)

@@ -10,7 +10,6 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,11 +19,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from wealy_ray.errors import TrainingError, WealyError
+from wealy_ray.errors import TrainingError
 from wealy_ray.model import StateNetwork, build_loss, build_model, gather_with_gradient
 from wealy_ray.training.checkpoint import Progression
 from wealy_ray.training.crops import CropReader
-from wealy_ray.training.data import Batches, Step, Tracks, input_statistics, loader_of
+from wealy_ray.training.data import Batches, Step, Tracks, input_statistics
+from wealy_ray.training.feed import Feed
 from wealy_ray.training.measure import Embedder, nearest_cliques, validation_map
 from wealy_ray.training.optimiser import add_gradients, build_optimiser, clip_gradients, learning_rate
 from wealy_ray.training.recipe import TrainRecipe
@@ -99,7 +99,7 @@ class Loop:
             epoch_by=data.epoch_by,
         )
         torch.manual_seed(recipe.seed)
-        self.input_dim = splits.crops.at(splits.train.track_ids[0], 0).shape[1]
+        self.input_dim = splits.crops.dim
         self.network: StateNetwork = build_model(recipe.model, self.input_dim).to(rank.device)
         self.optimiser = build_optimiser(self.network, recipe.optimiser)
         self.loss = build_loss(recipe.loss)
@@ -108,7 +108,7 @@ class Loop:
         self.waited_s = 0.0
         self.tracks_done = 0
         self.last_loss = math.nan
-        self._loader: Iterator[Step | WealyError] | None = None
+        self._feed: Feed | None = None
 
     @property
     def num_parameters(self) -> int:
@@ -134,9 +134,12 @@ class Loop:
             self.network.set_input_statistics(
                 *input_statistics(self.splits.train, self.splits.crops, recipe.seed)
             )
-        while not self.is_over:
-            if not self._epoch():
-                return False
+        try:
+            while not self.is_over:
+                if not self._epoch():
+                    return False
+        finally:
+            self._end_feed()
         return True
 
     @property
@@ -196,7 +199,7 @@ class Loop:
 
     def _next_step(self) -> Step:
         resources, rank, progression = self.recipe.resources, self.rank, self.progression
-        if self._loader is None:
+        if self._feed is None:
             batches = Batches(
                 self.splits.train,
                 self.sampler,
@@ -208,12 +211,11 @@ class Loop:
             )
             place, pins = (progression.epoch, progression.step), rank.device.type == "cuda"
             epochs = self.recipe.optimiser.epochs
-            self._loader = iter(loader_of(batches, place, epochs, resources.loaders, pins=pins))
+            self._feed = Feed(batches, place, epochs, resources.loaders, pins=pins)
         began_s = time.monotonic()
-        step = next(self._loader)
+        # the last step's loss was read: nothing is copied from its states any more
+        step = next(self._feed)
         self.waited_s += time.monotonic() - began_s
-        if isinstance(step, WealyError):
-            raise step
         assert (step.epoch, step.step) == (progression.epoch, progression.step), "steps come in their order"
         return step
 
@@ -304,7 +306,12 @@ class Loop:
         near = nearest_cliques(list(self.sampler.members), z, mining.neighbours)
         progression.neighbours = torch.from_numpy(near)
         self.sampler.set_neighbours(near)
-        self._loader = None  # what was read ahead is of the old neighbours
+        self._end_feed()  # what was read ahead is of the old neighbours
+
+    def _end_feed(self) -> None:
+        if self._feed is not None:
+            self._feed.close()
+            self._feed = None
 
     def state(self) -> tuple[dict[str, Any], Progression]:
         """What a checkpoint holds beside the network."""

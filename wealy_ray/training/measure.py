@@ -65,7 +65,7 @@ class Embedder:
     @torch.no_grad()
     def _embed(self, tracks: Tracks, places: list[tuple[int, int]]) -> np.ndarray:
         with ThreadPoolExecutor(READERS) as pool:
-            parts = list(pool.map(lambda p: self.crops.at(tracks.track_ids[p[0]], p[1]), places))
+            parts = list(pool.map(lambda p: self.crops.at(int(tracks.rows[p[0]]), p[1]), places))
         was_training = self.network.training
         self.network.eval()
         lengths = torch.tensor([len(part) for part in parts], device=self.device)

@@ -77,7 +77,9 @@ class TrainResources(Settings):
     """Parts of a batch, of like length, that go through the network one after the other; workers share them, so at
     least as many as workers. Part of the numbers: another value rounds differently."""
     cache_gib: float = Field(default=0.0, ge=0)
-    """GiB of local disk per node on which shards of a remote store are kept; 0: none."""
+    """GiB of each node's disk on which tracks of a remote store are kept; 0: none."""
+    cache_dir: str = "~/.cache/wealy-ray/tracks"
+    """Where on each node: its fastest local disk."""
     max_failures: int = Field(default=3, ge=-1)
     """How often the group of workers is started again after one died; -1: always."""
 
