@@ -203,6 +203,11 @@ def test_what_cannot_be_trained_is_said_before_anything_is_written(songs: Path, 
         ({"store": str(tmp_path / "nothing")}, StoreError, "nothing"),
         ({"resources": {"workers": 2, "gpus": 1, "passes": 4}}, ClusterError, "this machine has 0"),
         ({"extractor_id": "0" * 16}, StoreError, "0000000000000000"),
+        (
+            {"gather": "none", "resources": {"workers": 8, "passes": 8}},
+            ManifestError,
+            "each of 8 workers needs cliques of its own, a batch has 6",
+        ),
     ]
     for changes, kind, words in cases:
         with pytest.raises(kind, match=re.escape(words)):

@@ -100,6 +100,13 @@ class Job:
         )
         # says so when there is nothing to tell apart
         CliqueSampler(train.cliques, cliques_per_batch=data.cliques_per_batch)
+        workers = self.recipe.resources.workers
+        most = workers if isinstance(workers, int) else max(workers)
+        if self.recipe.gather == "none" and min(num_cliques(train), data.cliques_per_batch) < most:
+            raise ManifestError(
+                f"with gather: none each of {most} workers needs cliques of its own, a batch has "
+                f"{min(num_cliques(train), data.cliques_per_batch)}; take fewer workers, or gather: all"
+            )
         if not num_cliques(validation):
             raise ManifestError(
                 f"split '{data.validation_split}' of {uri} has no clique with two versions that have states: "
