@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import tempfile
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,7 +40,10 @@ class TensorBoard:
 
         self.storage, self.uri = storage, join(out, "tensorboard")
         self._folder = tempfile.TemporaryDirectory()
-        self._writer = SummaryWriter(self._folder.name, purge_step=first_epoch + 1)
+        # named by the second and the host otherwise: a quick restart would overwrite
+        self._writer = SummaryWriter(
+            self._folder.name, purge_step=first_epoch + 1, filename_suffix=f".{uuid.uuid4().hex[:8]}"
+        )
 
     def log(self, entry: dict[str, float]) -> None:
         """See `Tracker`."""
