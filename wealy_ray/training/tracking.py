@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import tempfile
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,19 +37,26 @@ class TensorBoard:
     """
 
     def __init__(self, storage: Storage, out: str, first_epoch: int) -> None:
-        from tensorboardX import SummaryWriter
+        # not SummaryWriter, whose `flush` does not wait for what its thread has yet to write
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         self.storage, self.uri = storage, join(out, "tensorboard")
         self._folder = tempfile.TemporaryDirectory()
         # named by the second and the host otherwise: a quick restart would overwrite
-        self._writer = SummaryWriter(
-            self._folder.name, purge_step=first_epoch + 1, filename_suffix=f".{uuid.uuid4().hex[:8]}"
-        )
+        suffix = f".{uuid.uuid4().hex[:8]}"
+        self._writer = EventsWriter(str(Path(self._folder.name) / "events"), suffix)
+        start = SessionLog(status=SessionLog.START)
+        self._writer.write_event(Event(step=first_epoch + 1, session_log=start, wall_time=time.time()))
 
     def log(self, entry: dict[str, float]) -> None:
         """See `Tracker`."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
         for name, value in _values(entry).items():
-            self._writer.add_scalar(name, value, int(entry["epoch"]))
+            event = Event(step=int(entry["epoch"]), summary=scalar(name, value), wall_time=time.time())
+            self._writer.write_event(event)
 
     def flush(self) -> None:
         """See `Tracker`."""
