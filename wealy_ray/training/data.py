@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from wealy_ray.catalog import tracks_of_split
 from wealy_ray.errors import ManifestError, WealyError
+from wealy_ray.model.embedder import pad
 from wealy_ray.training.crops import CropReader
 from wealy_ray.training.passes import Plan, plan_passes
 from wealy_ray.training.sampler import CliqueSampler
@@ -200,14 +201,6 @@ def loader_of(
         pin_memory=pins,
         **more,
     )
-
-
-def pad(parts: Sequence[np.ndarray]) -> Tensor:
-    """float16 [B, T, dim] of parts [n, dim], zeros behind."""
-    padded = np.zeros((len(parts), max(len(p) for p in parts), parts[0].shape[1]), np.float16)
-    for row, part in zip(padded, parts, strict=True):
-        row[: len(part)] = part
-    return torch.from_numpy(padded)
 
 
 def input_statistics(tracks: Tracks, crops: CropReader, seed: int) -> tuple[Tensor, Tensor]:
