@@ -7,6 +7,7 @@ import pytest
 from wealy_ray.audio import IsolatedDecoder
 from wealy_ray.config import AudioSettings, ExtractRecipe, load_recipe, load_settings, parse_override
 from wealy_ray.errors import ConfigError
+from wealy_ray.model.recipe import EmbedRecipe
 from wealy_ray.retrieval.recipe import EvaluateRecipe
 from wealy_ray.training.recipe import TrainRecipe
 
@@ -36,8 +37,8 @@ def test_timestamps_follow_the_window_plan_unless_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_shipped_recipes_are_valid(path: Path) -> None:
-    kinds = {"evaluate": EvaluateRecipe, "train": TrainRecipe}
-    kind = kinds.get(path.stem.rsplit("-")[-1], ExtractRecipe)
+    kinds = {"evaluate": EvaluateRecipe, "train": TrainRecipe, "embed": EmbedRecipe}
+    kind = kinds.get(path.stem.rsplit("-", 1)[-1], ExtractRecipe)
     assert isinstance(load_settings(kind, path), kind)
 
 

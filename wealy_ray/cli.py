@@ -93,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         ("extract", _extract, "audio -> decoder states; run again to go on where it stopped"),
         ("retry-failed", _retry_failed, "work on the tracks that failed, and on nothing else"),
         ("train", _train, "states -> a model; run again to go on where it stopped"),
+        ("embed", _embed, "states -> vectors by a model; run again to go on where it stopped"),
         ("evaluate", _evaluate, "states or vectors -> exact retrieval metrics"),
     ):
         command = verbs.add_parser(name, help=help_text)
@@ -115,9 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--text", action="store_true", help="the query is lyrics")
     search.add_argument(
         "--by",
-        default="tfidf_characters",
-        help="what is compared: tfidf_characters, tfidf_words, more_like_this, bm25 or avg_embedding "
-        "(default: %(default)s)",
+        help="what is compared: embedding, tfidf_characters, tfidf_words, more_like_this, bm25 or avg_embedding "
+        "(default: embedding after `wealy embed`, else tfidf_characters)",
     )
     search.add_argument("--top", type=int, default=10, help="how many tracks (default: %(default)s)")
     search.add_argument(
@@ -192,6 +192,16 @@ def _train(args: argparse.Namespace) -> None:
 
     overrides = dict(parse_override(text) for text in args.override)
     print(train_table(run_train(load_settings(TrainRecipe, args.recipe, overrides))))
+
+
+def _embed(args: argparse.Namespace) -> None:
+    from wealy_ray.config import load_settings, parse_override
+    from wealy_ray.model.recipe import EmbedRecipe
+    from wealy_ray.pipelines.embed import run_embed
+    from wealy_ray.report.embed_summary import embed_table
+
+    overrides = dict(parse_override(text) for text in args.override)
+    print(embed_table(run_embed(load_settings(EmbedRecipe, args.recipe, overrides))))
 
 
 def _evaluate(args: argparse.Namespace) -> None:

@@ -130,5 +130,8 @@ TRACK_ERROR_TYPES = {
     "invalid_states": "states are NaN, or too large for float16",
     "too_many_windows": "more windows than a row can number (32,767)",
     "engine_crashed": "the track killed its engine process repeatedly, alone",
+    "extraction_failed": "there are no states to embed: the track failed in extraction",
+    "no_states": "there are no states to embed of the kinds that the model is fed",
+    "invalid_embedding": "the model's vectors are NaN or infinite",
 }
 """Every `error_type` a failed row can carry, with its meaning."""

@@ -103,9 +103,10 @@ class Progress:
         left = self.total - self.done
         eta = "done" if left <= 0 else in_words(left / tracks_per_s) if tracks_per_s > 0 else "unknown"
         share = f"{100 * self.done / self.total:.1f} %" if self.total else "100 %"
+        audio = f"{(self.audio_s - then_audio_s) / span_s:.1f} s of audio per s, " if self.audio_s else ""
         return (
-            f"{self.done}/{self.total} tracks ({share}), {tracks_per_s:.2f} tracks/s, "
-            f"{(self.audio_s - then_audio_s) / span_s:.1f} s of audio per s, ETA {eta}, {self.failed} failed"
+            f"{self.done}/{self.total} tracks ({share}), {tracks_per_s:.2f} tracks/s, {audio}"
+            f"ETA {eta}, {self.failed} failed"
         )
 
     def close(self) -> None:

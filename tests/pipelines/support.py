@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
 from tests.s3_server import DIE_WITH_PARENT
 from wealy_ray.catalog import manifest_from_folder, write_manifest
+from wealy_ray.model import ModelConfig, TransformerSettings, build_model, digest_of, save_model
 from wealy_ray.storage import Storage
 from wealy_ray.store import StoreReader
 
@@ -110,6 +112,21 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], limi
         time.sleep(0.05)
     process.kill()
     raise AssertionError(f"waited {limit_s} s in vain; the process says\n{process.communicate()[0]}")
+
+
+def save_test_model(folder: Path, extractor_id: str, dim: int, **facts: Any) -> None:
+    """An untrained network as a model directory."""
+    torch.manual_seed(0)
+    settings = TransformerSettings(width=64, layers=2, heads=2, feed_forward=64, output_dim=8)
+    network = build_model(settings, dim)
+    config = ModelConfig(
+        model=settings,
+        input_dim=dim,
+        digest=digest_of(network),
+        extractor_id=extractor_id,
+        **{"crop": 40, **facts},
+    )
+    save_model(Storage(), str(folder), network, config, "# A model\n")
 
 
 def contents(store: Path | str, storage: Storage | None = None) -> dict[str, tuple[Any, ...]]:

@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.pipelines.support import run_wealy
+from tests.pipelines.support import run_wealy, save_test_model
 from tests.whisper.support import tiny_model
+from wealy_ray.model.recipe import EmbedRecipe
+from wealy_ray.pipelines.embed import run_embed
+from wealy_ray.storage import Storage
+from wealy_ray.store import StoreReader
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +60,26 @@ def test_a_track_finds_its_neighbours_exactly_and_approximately(store: Path, tmp
     assert lines(found) == lines(exact)
 
 
+@pytest.mark.usefixtures("ray_session")
+def test_an_audio_file_is_embedded_as_the_store_was(
+    undisturbed: tuple[Path, dict], store: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "store"
+    shutil.copytree(store, copy)
+    reader = StoreReader.open(Storage(), str(copy))
+    save_test_model(tmp_path / "model", reader.extractor_id, reader.states("t006.wav").shape[1])
+    run_embed(EmbedRecipe(store=str(copy), model=str(tmp_path / "model")))
+    audio = undisturbed[0].parent / "audio" / "t006.wav"
+    code, output = run_wealy("search", copy, audio, "--top", "3")
+    assert code == 0, output
+    assert "by embedding, among 40 tracks (exact)" in output
+    assert lines(output)[0] == ["1", "1.000", "t006.wav"]
+    shutil.move(tmp_path / "model", tmp_path / "moved")
+    code, output = run_wealy("search", copy, audio)
+    assert code == 6, output
+    assert "there is no model at" in output
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
@@ -63,6 +87,7 @@ def test_a_track_finds_its_neighbours_exactly_and_approximately(store: Path, tmp
         (("t006.wav", "--by", "magic"), 2, "nothing can be compared by 'magic'; there are"),
         (("t006.wav", "--top", "0"), 2, "--top must be at least 1"),
         (("t006.wav", "--approximate", "x"), 2, "add --by avg_embedding"),
+        (("t006.wav", "--by", "embedding"), 2, "has no embeddings: `wealy embed` makes them"),
         (("la la", "--text", "--by", "avg_embedding"), 2, "the query has no states"),
     ],
 )

@@ -14,7 +14,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from wealy_ray.pipelines.sharing import share
 from wealy_ray.progress import Progress
 from wealy_ray.report.run_record import RunRecord, now
 from wealy_ray.retrieval.collection import Collection
+from wealy_ray.retrieval.embedded import StoreVectors
 from wealy_ray.retrieval.evaluation import evaluate_tile, num_tiles
 from wealy_ray.retrieval.facts import facts_of_embeddings
 from wealy_ray.retrieval.material import Material, collection_of, shard_material, tracks_by_shard
@@ -47,7 +48,7 @@ from wealy_ray.retrieval.recipe import (
 from wealy_ray.retrieval.scores import QUERY_TILE, Scores
 from wealy_ray.retrieval.systems import build_scores, fuse, standing_rows
 from wealy_ray.storage import ObjectMissingError, Storage, join
-from wealy_ray.store import StoreReader
+from wealy_ray.store import StoreReader, is_embedded
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ def run_evaluate(recipe: EvaluateRecipe) -> Evaluated:
     reader = None
     if recipe.store is not None:
         reader = StoreReader.open(storage, recipe.store, recipe.extractor_id, recipe.index)
+        _check_embeddings(recipe, reader)
     run = _Run(recipe, storage, manifest, reader, connect())
     record = RunRecord(
         storage,
@@ -107,6 +109,20 @@ def run_evaluate(recipe: EvaluateRecipe) -> Evaluated:
         ended_at=now(), outcome="done", exit_code=0, wall_s=time.monotonic() - began_s, ranked=run.ranked
     )
     return found
+
+
+def _check_embeddings(recipe: EvaluateRecipe, reader: StoreReader) -> None:
+    """The store's embeddings are there before anything runs; a warning when they are not those of its states now."""
+    for system in recipe.systems:
+        if isinstance(system, Embeddings) and system.uri is None:
+            vectors = StoreVectors.open(reader.storage, reader.root, system.embedder_id)
+            left = int((~is_embedded(reader.index.table, vectors.reader.index)).sum())
+            if left:
+                log.warning(
+                    "%s: %d tracks have no vectors of their states as they are now; `wealy embed` makes them",
+                    system.name,
+                    left,
+                )
 
 
 class _Run:
@@ -142,7 +158,7 @@ class _Run:
                 curves.append({"name": fusion.name, "split": recipe.tuning_split, **chosen})
         kinds |= {name_of(s): s.kind for s in recipe.systems}
         facts = {
-            name_of(s): facts_of_embeddings(self.storage, s.uri)
+            name_of(s): facts_of_embeddings(self.storage, s.uri or self._stored(s).reader.root)
             for s in recipe.systems
             if isinstance(s, Embeddings)
         }
@@ -184,6 +200,7 @@ class _Run:
             self.storage,
             scratch=join(self.recipe.out, "vectors"),
             held_bytes=int(self.recipe.resources.held_gib * 2**30),
+            states_root=self.reader.root if self.reader else None,
         )
 
     def _material(self) -> Material:
@@ -294,20 +311,23 @@ class _Run:
             self.manifest.digest,
             self.reader.extractor_id if self.reader else None,
             self.reader.index.number if self.reader else None,
-            [
-                self._version_of(s.uri)
-                for s in self.recipe.systems
-                if isinstance(s, Embeddings | DistanceMatrix)
-            ],
+            [self._version_of(s) for s in self.recipe.systems if isinstance(s, Embeddings | DistanceMatrix)],
             len(collection),
         ]
         return hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
 
-    def _version_of(self, uri: str) -> list[Any]:
+    def _stored(self, system: Embeddings) -> StoreVectors:
+        """The store's own vectors."""
+        assert self.reader is not None, "the recipe was checked"
+        return StoreVectors.open(self.storage, self.reader.root, system.embedder_id)
+
+    def _version_of(self, system: Embeddings | DistanceMatrix) -> Sequence[Any]:
+        if system.uri is None:
+            return self._stored(system).version
         try:
-            info = self.storage.info(uri)
+            info = self.storage.info(system.uri)
         except ObjectMissingError:
-            return [[i.uri, i.etag, i.size] for i in self.storage.list(uri)]
+            return [[i.uri, i.etag, i.size] for i in self.storage.list(system.uri)]
         return [info.etag, info.size]
 
     def _counts(self, collection: Collection, material: Material | None) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import time
-import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,26 +24,24 @@ from wealy_ray.catalog import Manifest, read_manifest
 from wealy_ray.config import ExtractRecipe
 from wealy_ray.errors import (
     FencedError,
-    ReconciliationError,
     StorageError,
     StoreError,
     TooManyFailuresError,
     TransientError,
-    WealyError,
 )
 from wealy_ray.pipelines.engine_stage import decode_options
-from wealy_ray.pipelines.ledger import Ledger
+from wealy_ray.pipelines.ledger import ExtractLedger
 from wealy_ray.pipelines.passes import PassRunner
 from wealy_ray.pipelines.session import Cluster, check_resources, connect
 from wealy_ray.pipelines.stages import ENGINE_COLUMN, StageContext
 from wealy_ray.progress import Progress
 from wealy_ray.report.extract_summary import ExtractSummary, sum_engines
-from wealy_ray.report.run_record import RunRecord, now
+from wealy_ray.report.run_record import RunRecord, new_run_id
 from wealy_ray.report.status import value_counts
 from wealy_ray.report.tables import counts_in_words
 from wealy_ray.storage import ObjectForbiddenError, Storage, join, scheme_of
 from wealy_ray.storage.uri import S3_SCHEMES
-from wealy_ray.store import ExtractorSpec, Lease, read_latest, split_work
+from wealy_ray.store import ExtractorSpec, Lease
 
 if TYPE_CHECKING:
     from wealy_ray.whisper import LoadedModel
@@ -66,9 +63,9 @@ class Prepared:
         """`<store>/<extractor-id>`."""
         return self.spec.root(self.recipe.store)
 
-    def ledger(self, retry_failed: bool) -> Ledger:
+    def ledger(self, retry_failed: bool) -> ExtractLedger:
         """The store as it is now."""
-        return Ledger(self.storage, self.root, self.manifest, self.spec, retry_failed=retry_failed)
+        return ExtractLedger(self.storage, self.root, self.manifest, self.spec, retry_failed=retry_failed)
 
 
 def prepare(recipe: ExtractRecipe) -> Prepared:
@@ -152,7 +149,7 @@ def run_extract(recipe: ExtractRecipe, *, retry_failed: bool = False) -> Extract
     cluster = _cluster_for(recipe) if ledger.todo().num_rows else None
     # nothing was written up to here
     job.spec.ensure(job.storage, recipe.store)
-    run_id = f"{now().replace(':', '')}-{uuid.uuid4().hex[:6]}"
+    run_id = new_run_id()
     lease = Lease(job.storage, job.root, run_id, recipe.lease_s)
     lease.acquire(log.warning)
     try:
@@ -170,7 +167,7 @@ def _cluster_for(recipe: ExtractRecipe) -> Cluster:
 class _Run:
     """One driver at work on one store."""
 
-    def __init__(self, job: Prepared, run_id: str, ledger: Ledger) -> None:
+    def __init__(self, job: Prepared, run_id: str, ledger: ExtractLedger) -> None:
         self.job, self.run_id, self.ledger = job, run_id, ledger
         self.recipe, self.root = job.recipe, job.root
         self.engines: dict[str, dict[str, float]] = {}
@@ -248,21 +245,7 @@ class _Run:
 
     def _reconcile(self) -> None:
         """Tracks in = ok + failed, each once, in the index as it lies in the store."""
-        summary, ledger = self.summary, self.ledger
-        index = read_latest(self.job.storage, self.root)
-        if ledger.has_claim and index is not None and index.number != ledger.writer.index.number:
-            raise FencedError(
-                "another driver has claimed this store while this one ended; see `wealy status`"
-            )
-        missing = ledger.wanted.filter(pa.array(~split_work(ledger.wanted, index)))
-        if index is None or missing.num_rows:
-            first = missing["track_id"][0].as_py() if missing.num_rows else ""
-            raise ReconciliationError(
-                f"{missing.num_rows} of {summary.tracks} tracks have no row, the first is '{first}'; run the same "
-                "command again"
-            )
-        if pc.count_distinct(index.table["track_id"]).as_py() != len(index):
-            raise ReconciliationError(f"index {index.number} of {self.root} names a track twice")
+        summary, index = self.summary, self.ledger.reconciled()
         rows = index.table.take(pc.drop_null(index.positions(self.job.manifest.table["track_id"])))
         summary.ok = pc.sum(pc.equal(rows["status"], "ok")).as_py() or 0
         summary.failed = rows.num_rows - summary.ok
@@ -297,18 +280,5 @@ class _Run:
         summary.wall_s = time.monotonic() - began_s
         if record is None:
             return
-        outcome: dict[str, Any] = {"outcome": "done", "exit_code": 0}
-        if isinstance(error, WealyError):
-            outcome = {"outcome": type(error).__name__, "exit_code": error.exit_code, "error": str(error)}
-        elif error is not None:
-            outcome = {
-                "outcome": type(error).__name__,
-                "exit_code": 130 if isinstance(error, KeyboardInterrupt) else 1,
-            }
         numbers = {k: v for k, v in vars(summary).items() if k != "root"}
-        try:
-            # the last words of a run that ends because storage is gone must not wait for storage
-            record.storage = self.job.storage.impatient()
-            record.write(ended_at=now(), **outcome, **numbers)
-        except WealyError as e:
-            log.warning("the run record could not be written: %s", e)
+        record.end(error, **numbers)

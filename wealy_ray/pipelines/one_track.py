@@ -1,4 +1,4 @@
-"""Extraction of one audio file in this process, with a store's own settings and without Ray."""
+"""Extraction and embedding of one track in this process, with a store's own settings and without Ray."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from wealy_ray.pipelines.engine_stage import decode_options, hear, ok_track
 from wealy_ray.pipelines.extract import extractor_of
 from wealy_ray.pipelines.stages import PCM_SCHEMA, WORK_SCHEMA, StageContext, decode_tracks
 from wealy_ray.storage import join
-from wealy_ray.store import StoreReader, TrackStates
+from wealy_ray.store import EmbeddingReader, StoreReader, TrackStates
 
 
 def recipe_of_store(reader: StoreReader, model: str | None) -> ExtractRecipe:
@@ -36,6 +36,40 @@ def recipe_of_store(reader: StoreReader, model: str | None) -> ExtractRecipe:
             settings |= {"storage": reader.storage.settings, "engine": EngineSettings()}
             return ExtractRecipe.model_validate(settings | ({"model": model} if model else {}))
     raise StoreError(f"{reader.root}/runs holds no recipe: how the store was made is not known")
+
+
+def embed_one(embeddings: EmbeddingReader, track: TrackStates) -> np.ndarray:
+    """Vectors float32 [S, z] of a track that can be compared with a store's.
+
+    Args:
+        embeddings: The store's; they name the model and how it was used.
+        track: With states, of the same extractor.
+
+    Raises:
+        ConfigError: The track has no states that the model is fed.
+        StoreError: The model is gone, or is another one now.
+    """
+    import torch
+
+    from wealy_ray.model import load_model
+    from wealy_ray.model.embedder import TrackEmbedder
+    from wealy_ray.model.windows import StateWindows
+    from wealy_ray.training.crops import kinds_by_name
+
+    settings = embeddings.settings
+    model = load_model(settings["model"], embeddings.storage)
+    if model.config.digest != settings["model_digest"]:
+        raise StoreError(
+            f"the model {settings['model']} is not the one that the store's embeddings are of any more: run `wealy "
+            "embed` with it, or search --by avg_embedding"
+        )
+    kinds = kinds_by_name(settings["kinds"])
+    states = track.states if kinds is None else track.states[np.isin(track.kind, list(kinds))]
+    if not len(states):
+        raise ConfigError("the query has no states that the model is fed; try --by tfidf_characters")
+    windows = StateWindows.model_validate(settings["windows"])
+    embedder = TrackEmbedder(model.network, windows, states_per_pass=1, device=torch.device("cpu"))
+    return embedder.embed([len(states)], lambda _: states)[0]
 
 
 def extract_one(reader: StoreReader, recipe: ExtractRecipe, uri: str) -> TrackStates:

@@ -7,13 +7,10 @@ kills that process `suspect_attempts` times becomes a failed row. Lost nodes are
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import queue
-import threading
 import time
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +20,8 @@ import pyarrow.compute as pc
 from wealy_ray.errors import ClusterError, ReconciliationError, TransientError
 from wealy_ray.pipelines.engine_stage import EngineStage, SoloExtractor
 from wealy_ray.pipelines.flight import Suspects, clear_records, flying
-from wealy_ray.pipelines.session import Cluster, engine_gpus, find_cause, find_fault
+from wealy_ray.pipelines.receipts import TICK_S, first_line, run_to_end
+from wealy_ray.pipelines.session import Cluster, engine_gpus, find_fault
 from wealy_ray.pipelines.stages import StageContext, decode_tracks, write_tracks
 from wealy_ray.storage import Storage
 from wealy_ray.store import TrackStates, write_shard
@@ -41,7 +39,6 @@ CRASHES_IN_A_ROW = 5
 """Tracks in a row that kill their engines alone, before we doubt the machines."""
 NODE_DEATH_S = 30.0
 """Time in which Ray notices that a node is gone."""
-TICK_S = 1.0
 BLOCKS_PER_ENGINE = 3
 """Blocks that an engine works on at the same time: the others fill the slots that the first one leaves."""
 
@@ -155,28 +152,13 @@ class PassRunner:
         Returns:
             None when it ran to its end; else what was lost, with the suspects noted.
         """
-        import ray.exceptions
-
         clear_records(self.storage, self.context.root)
-        dataset = build_dataset(todo, self.context, self.gpus)
-        try:
-            with contextlib.closing(_receipts(dataset)) as receipts:
-                for rows in receipts:
-                    self.on_receipt(rows)
-        except Exception as e:
-            fault = find_fault(e)
-            if fault is not None:
-                raise fault from e
-            died = find_cause(e, ray.exceptions.RayActorError)
-            if died is not None:
-                self._suspect(died, set(todo["track_id"].to_pylist()))
-                return _first_line(died)
-            lost = find_cause(e, ray.exceptions.RayError)
-            if lost is not None:  # not a fault of any stage: a node, a worker, an object is gone
-                log.warning("a worker or node was lost (%s); starting another pass", _first_line(lost))
-                return _first_line(lost)
-            raise
-        return None
+        lost = run_to_end(build_dataset(todo, self.context, self.gpus), self.on_receipt)
+        if isinstance(lost, _engine_died()):
+            self._suspect(lost, set(todo["track_id"].to_pylist()))
+        elif lost is not None:
+            log.warning("a worker or node was lost (%s); starting another pass", first_line(lost))
+        return None if lost is None else first_line(lost)
 
     def _suspect(self, died: Any, todo: set[str]) -> None:
         if died.preempted:
@@ -314,42 +296,3 @@ def _node_is_alive(node_id: str) -> bool:
     import ray
 
     return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
-
-
-def _receipts(dataset: ray.data.Dataset) -> Generator[pa.Table | None]:
-    """Receipts as they come, and None about once a second, so that the driver can tick meanwhile."""
-    results: queue.Queue[pa.Table | BaseException | None] = queue.Queue()
-
-    def consume() -> None:
-        try:
-            for rows in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                results.put(rows)
-        except BaseException as e:
-            results.put(e)
-        else:
-            results.put(None)
-
-    thread = threading.Thread(target=consume, name="receipts", daemon=True)
-    thread.start()
-    try:
-        while True:
-            try:
-                result = results.get(timeout=TICK_S)
-            except queue.Empty:
-                yield None
-                continue
-            if result is None:
-                return
-            if isinstance(result, BaseException):
-                raise result
-            yield result
-    finally:
-        # when we stop early, the pipeline must stop as well (Ray has no public way to say so)
-        executor = getattr(dataset, "_current_executor", None)
-        if executor is not None and thread.is_alive():
-            executor.shutdown(force=True)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from wealy_ray.errors import ConfigError, StoreError
-from wealy_ray.pipelines.one_track import extract_one, recipe_of_store
+from wealy_ray.pipelines.one_track import embed_one, extract_one, recipe_of_store
 from wealy_ray.progress import Progress
 from wealy_ray.retrieval.approximate import RECALL_AT, ApproximateIndex
+from wealy_ray.retrieval.embedded import nearest_tracks
 from wealy_ray.retrieval.material import (
     MATERIAL_SCHEMA,
     Material,
@@ -25,7 +28,7 @@ from wealy_ray.retrieval.material import (
 )
 from wealy_ray.retrieval.search import BY, Found, describe, find_nearest
 from wealy_ray.storage import Storage
-from wealy_ray.store import StoreReader
+from wealy_ray.store import EmbeddingReader, StoreReader, TrackStates, newest_embeddings
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +36,8 @@ NUM_READERS = 8
 """Shards that are read at a time."""
 LINE_LENGTH = 100
 """Characters of a text that are shown."""
+DEFAULT_BY = "tfidf_characters"
+"""What is compared where there are no embeddings."""
 NO_ID = "\N{NULL}query"
 """Stands for a query that is no track of the store."""
 
@@ -63,7 +68,7 @@ def run_search(
     store: str,
     query: str,
     *,
-    by: str = "tfidf_characters",
+    by: str | None = None,
     top: int = 10,
     is_text: bool = False,
     model: str | None = None,
@@ -76,7 +81,8 @@ def run_search(
         storage: Access.
         store: The store.
         query: A track id of the store, else the path or URI of an audio file.
-        by: What is compared.
+        by: What is compared; None: the newest embeddings where there are any and the query is no text, else
+            `DEFAULT_BY`.
         top: How many tracks are wanted.
         is_text: The query is lyrics.
         model: Whisper weights for an audio query; None: those that the store's recipe names.
@@ -86,12 +92,24 @@ def run_search(
     Raises:
         WealyError: See `wealy_ray.errors`.
     """
-    if by not in BY:
+    if by is not None and by not in BY:
         raise ConfigError(f"nothing can be compared by '{by}'; there are {', '.join(BY)}")
+    if by == "embedding" and is_text:
+        raise ConfigError("a text has no states: --by embedding compares a track or an audio file")
     if approximate and by != "avg_embedding":
         raise ConfigError("an approximate index holds mean states: add --by avg_embedding")
     reader = StoreReader.open(storage, store, extractor_id)
-    asked, words = _query(reader, query, is_text=is_text, model=model)
+    if is_text:
+        asked = dict.fromkeys(MATERIAL_SCHEMA.names) | {"track_id": NO_ID, "text": query}
+        found = find_nearest(_all_material(reader), asked, by or DEFAULT_BY, top)
+        return Searched("a text", by or DEFAULT_BY, reader.index.counts()["ok"], found, None, query)
+    embeddings = newest_embeddings(storage, reader.root) if by in (None, "embedding") else None
+    if by == "embedding" and embeddings is None:
+        raise ConfigError(f"the store {reader.root} has no embeddings: `wealy embed` makes them")
+    track, words = _query(reader, query, model)
+    if embeddings is not None:
+        return _by_embedding(reader, embeddings, track, words, top)
+    by, asked = by or DEFAULT_BY, material_row(track)
     num_tracks = reader.index.counts()["ok"] - (reader.index.row(asked["track_id"]) is not None)
     if approximate:
         index = _approximate_index(reader, Path(approximate))
@@ -128,21 +146,31 @@ def _cut(text: str) -> str:
     return text if len(text) <= LINE_LENGTH else text[:LINE_LENGTH] + " ..."
 
 
-def _query(
-    reader: StoreReader, query: str, *, is_text: bool, model: str | None
-) -> tuple[dict[str, Any], str]:
-    """The query as a row of material, and in words."""
-    if is_text:
-        return dict.fromkeys(MATERIAL_SCHEMA.names) | {"track_id": NO_ID, "text": query}, "a text"
+def _query(reader: StoreReader, query: str, model: str | None) -> tuple[TrackStates, str]:
+    """The query's states, and the query in words."""
     if reader.index.row(query) is not None:
-        return material_row(reader.track(query)), f"track {query}"
+        return reader.track(query), f"track {query}"
     if not reader.storage.exists(query):
         raise ConfigError(
             f"'{query}' is neither a track of index {reader.index.number} of {reader.root} nor an audio file; put "
             "--text before lyrics"
         )
     track = extract_one(reader, recipe_of_store(reader, model), query)
-    return material_row(track) | {"track_id": NO_ID}, query
+    return dataclasses.replace(track, track_id=NO_ID), query
+
+
+def _by_embedding(
+    reader: StoreReader, embeddings: EmbeddingReader, track: TrackStates, words: str, top: int
+) -> Searched:
+    states, stored = reader.index.row(track.track_id), embeddings.index.row(track.track_id)
+    is_current = states and stored and states["checksum"] == stored["source_checksum"]
+    vectors = embeddings.vectors(track.track_id) if is_current else None
+    if vectors is None:
+        vectors = embed_one(embeddings, track)
+    near = nearest_tracks(embeddings, vectors, track.track_id, top)
+    others = embeddings.ok.num_rows - (stored is not None and stored["status"] == "ok")
+    found = _described(reader, material_row(track), near)
+    return Searched(words, "embedding", others, found, None, track.text)
 
 
 def _all_material(reader: StoreReader) -> pa.Table:
@@ -177,6 +205,9 @@ def _by_graph(reader: StoreReader, index: ApproximateIndex, asked: dict[str, Any
     if asked["mean_all"] is None:
         raise ConfigError("the query has no states: --by avg_embedding compares a track or an audio file")
     near = index.nearest(np.array(asked["mean_all"], np.float32), top + 1)
-    near = [pair for pair in near if pair[0] != asked["track_id"]][:top]
+    return _described(reader, asked, [pair for pair in near if pair[0] != asked["track_id"]][:top])
+
+
+def _described(reader: StoreReader, asked: dict[str, Any], near: Sequence[tuple[str, float]]) -> list[Found]:
     rows = [material_row(reader.track(track_id)) for track_id, _ in near]
     return describe(Material(pa.Table.from_pylist(rows, schema=MATERIAL_SCHEMA), splits={}), asked, near)

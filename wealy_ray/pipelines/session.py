@@ -96,34 +96,58 @@ def _configure_data() -> None:
     context.execution_no_progress_timeout_s = NO_PROGRESS_S
 
 
-def engine_gpus(resources: ExtractResources, cluster: Cluster) -> float:
-    """GPUs of one engine actor: the recipe's, else one where the cluster has any."""
-    if resources.engine_gpus is not None:
-        return resources.engine_gpus
+def gpus_each(asked: float | None, cluster: Cluster) -> float:
+    """GPUs of one worker: what the recipe asks for, else one where the cluster has any."""
+    if asked is not None:
+        return asked
     return 1.0 if cluster.num_gpus >= 1 else 0.0
 
 
+def engine_gpus(resources: ExtractResources, cluster: Cluster) -> float:
+    """GPUs of one engine actor."""
+    return gpus_each(resources.engine_gpus, cluster)
+
+
 def check_resources(resources: ExtractResources, cluster: Cluster) -> None:
-    """Refuses a recipe that could never be scheduled on a fixed, local session.
+    """Refuses an extraction that could never be scheduled, see `check_room`."""
+    cpus = resources.engine_cpus * resources.engine_min + resources.decode_cpus + resources.writer_cpus
+    check_room(
+        cluster,
+        engine_gpus(resources, cluster) * resources.engine_min,
+        cpus,
+        workers="engines",
+        fewer_gpus="set resources.engine_gpus: 0 to run on CPUs",
+        fewer_cpus="lower resources.engine_cpus or resources.engine_min",
+    )
+
+
+def check_room(
+    cluster: Cluster, gpus: float, cpus: float, *, workers: str, fewer_gpus: str, fewer_cpus: str
+) -> None:
+    """Refuses what could never be scheduled on a fixed, local session.
 
     A cluster may scale up, so nothing can be said there.
+
+    Args:
+        cluster: What there is.
+        gpus: GPUs of all workers together.
+        cpus: CPUs of all stages together.
+        workers: What they are called.
+        fewer_gpus: How to ask for less, in words.
+        fewer_cpus: The same for CPUs.
 
     Raises:
         ClusterError: The stages need more CPUs or GPUs than there are.
     """
     if cluster.address != "local":
         return
-    gpus = engine_gpus(resources, cluster) * resources.engine_min
     if gpus > cluster.num_gpus:
         raise ClusterError(
-            f"the engines need {gpus:g} GPUs, this machine has {cluster.num_gpus:g}; set "
-            "resources.engine_gpus: 0 to run on CPUs"
+            f"the {workers} need {gpus:g} GPUs, this machine has {cluster.num_gpus:g}; {fewer_gpus}"
         )
-    cpus = resources.engine_cpus * resources.engine_min + resources.decode_cpus + resources.writer_cpus
     if cpus > cluster.num_cpus:
         raise ClusterError(
-            f"the stages need {math.ceil(cpus)} CPUs at least, this session has {cluster.num_cpus:g}; lower "
-            "resources.engine_cpus or resources.engine_min"
+            f"the stages need {math.ceil(cpus)} CPUs at least, this session has {cluster.num_cpus:g}; {fewer_cpus}"
         )
 
 

@@ -8,7 +8,6 @@ without Ray's snapshot of its own run, which may miss the last ones.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import tempfile
 import threading
@@ -18,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wealy_ray.errors import ClusterError, ReconciliationError, TransientError, WealyError
+from wealy_ray.errors import ReconciliationError, TransientError, WealyError
 from wealy_ray.model import load_model
 from wealy_ray.pipelines.board import BoardEar, pin_board
-from wealy_ray.pipelines.session import Cluster, connect, find_fault
+from wealy_ray.pipelines.session import Cluster, check_room, connect, find_fault
 from wealy_ray.progress import Line
 from wealy_ray.report.run_record import RunRecord, new_run_id
 from wealy_ray.storage import join
@@ -283,21 +282,16 @@ def _as_ours(error: BaseException) -> BaseException:
 
 
 def _check_room(recipe: TrainRecipe, cluster: Cluster) -> None:
-    """Refuses what could never be scheduled on a fixed, local session."""
-    if cluster.address != "local":
-        return
     resources = recipe.resources
     workers = resources.workers if isinstance(resources.workers, int) else min(resources.workers)
-    if workers * resources.gpus > cluster.num_gpus:
-        raise ClusterError(
-            f"{workers} workers need {workers * resources.gpus:g} GPUs, this machine has {cluster.num_gpus:g}; set "
-            "resources.gpus: 0 to train on CPUs"
-        )
-    if workers * resources.cpus > cluster.num_cpus:
-        raise ClusterError(
-            f"{workers} workers need {workers * resources.cpus} CPUs, this session has {math.floor(cluster.num_cpus)}; "
-            "lower resources.cpus or resources.workers"
-        )
+    check_room(
+        cluster,
+        workers * resources.gpus,
+        workers * resources.cpus,
+        workers=f"{workers} workers",
+        fewer_gpus="set resources.gpus: 0 to train on CPUs",
+        fewer_cpus="lower resources.cpus or resources.workers",
+    )
 
 
 def _reconciled(job: Job, summary: TrainSummary) -> TrainSummary:

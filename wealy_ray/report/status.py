@@ -8,7 +8,14 @@ import pyarrow.compute as pc
 from wealy_ray.errors import StoreError
 from wealy_ray.report.tables import counts_in_words, two_columns
 from wealy_ray.storage import Storage, join
-from wealy_ray.store import Index, list_extractors, read_latest
+from wealy_ray.store import (
+    Index,
+    embeddings_folder,
+    is_embedded,
+    list_embedders,
+    list_extractors,
+    read_latest,
+)
 
 FAILURES_SHOWN = 20
 
@@ -45,7 +52,7 @@ def _extractor_status(storage: Storage, root: str) -> str:
             ("not indexed", f"{len(unnamed)} shards; the next run adopts what is missing" if unnamed else ""),
         ],
     )
-    return "\n".join([table, *_failures(index)])
+    return "\n".join([table, *_failures(index), *_embeddings(storage, root, index)])
 
 
 def _failures(index: Index) -> list[str]:
@@ -57,6 +64,21 @@ def _failures(index: Index) -> list[str]:
     ]
     if failed.num_rows > FAILURES_SHOWN:
         lines.append(f"  failed  ... and {failed.num_rows - FAILURES_SHOWN} more")
+    return lines
+
+
+def _embeddings(storage: Storage, root: str, states: Index) -> list[str]:
+    lines = []
+    for embedder_id in list_embedders(storage, root):
+        index = read_latest(storage, join(embeddings_folder(root), embedder_id))
+        if index is None:
+            continue
+        counts, left = index.counts(), int((~is_embedded(states.table, index)).sum())
+        vectors = pc.sum(index.table["num_windows"]).as_py() or 0
+        lines.append(
+            f"  embeddings {embedder_id}: {len(index)} tracks = {counts['ok']} ok + {counts['failed']} failed, "
+            f"{vectors:,} vectors" + (f"; {left} tracks are to be embedded" if left else "")
+        )
     return lines
 
 

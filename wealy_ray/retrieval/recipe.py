@@ -38,18 +38,31 @@ class SentenceBaseline(Settings):
 
 
 class Embeddings(Settings):
-    """Vectors of any system: Parquet with `track_id`, `window` and `z`, or CLEWS's folder of `.pt`."""
+    """Vectors that `wealy embed` left in the store, or those of any system at a URI."""
 
     kind: Literal["embeddings"]
     name: str
-    uri: str
-    """A Parquet file, a folder of them, or a folder of `.pt` files."""
+    embedder_id: str | None = None
+    """Which of the store's embeddings; None: the only ones."""
+    uri: str | None = None
+    """A Parquet file with `track_id`, `window` and `z`, a folder of them, or CLEWS's folder of `.pt` files; None: the
+    vectors are the store's."""
     id_from_path: str | None = None
     """For `.pt` files: regular expression with one group that finds the track id in a path, or the URI of a `.json`
     file that gives the id of each path."""
     distance: Literal["cosine", "sqeuclidean"] = "cosine"
     reduction: str = Field(default="min", pattern=r"^(min|mean_min|bpwr-[1-9]\d*)$")
     """From the distances of all pairs of vectors to the one of two tracks."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Embeddings:
+        if self.uri is not None and self.embedder_id is not None:
+            raise ValueError(
+                f"'{self.name}' has both embedder_id and uri: name the store's vectors or others"
+            )
+        if self.uri is None and self.id_from_path is not None:
+            raise ValueError(f"'{self.name}' has id_from_path, which goes with uri")
+        return self
 
 
 class DistanceMatrix(Settings):
@@ -160,7 +173,7 @@ class EvaluateRecipe(Settings):
                         f"fusion '{name}' would be tuned on tracks that it is reported on; set split and "
                         "tuning_split to different splits, or tune_on_test: true"
                     )
-            elif self.store is None and not isinstance(system, Embeddings | DistanceMatrix):
+            elif self.store is None and getattr(system, "uri", None) is None:
                 raise ValueError(f"system '{name}' needs a store")
             seen.add(name)
         return self

@@ -19,8 +19,8 @@ from wealy_ray.retrieval.scores import Scores, VectorScores
 from wealy_ray.retrieval.systems import build_scores
 from wealy_ray.storage import Storage
 
-By = Literal["tfidf_characters", "tfidf_words", "more_like_this", "bm25", "avg_embedding"]
-"""What may be compared: transcripts in four ways, or mean states."""
+By = Literal["embedding", "tfidf_characters", "tfidf_words", "more_like_this", "bm25", "avg_embedding"]
+"""What may be compared: a model's vectors, transcripts in four ways, or mean states."""
 BY: tuple[str, ...] = get_args(By)
 LYRICS_SHOWN = 3
 """Shared passages of a query and a found track that are shown."""

@@ -12,7 +12,8 @@ import numpy as np
 
 from wealy_ray.errors import ConfigError, StoreError
 from wealy_ray.retrieval.collection import Collection
-from wealy_ray.retrieval.imports import PackedVectors, ParquetVectors, open_embeddings
+from wealy_ray.retrieval.embedded import StoreVectors
+from wealy_ray.retrieval.imports import PackedVectors, ParquetVectors, VectorSource, open_embeddings
 from wealy_ray.retrieval.material import Material
 from wealy_ray.retrieval.matrix import MatrixScores, read_matrix
 from wealy_ray.retrieval.multi_vector import TILE_VECTORS, MultiVectorScores, PackedSets, VectorSets
@@ -42,6 +43,7 @@ def build_scores(
     *,
     scratch: str,
     held_bytes: int,
+    states_root: str | None = None,
 ) -> Scores:
     """Scores of one system, a fusion excepted.
 
@@ -52,12 +54,14 @@ def build_scores(
         storage: Where imported vectors lie.
         scratch: Folder for imported vectors that are too many to be held.
         held_bytes: What is too many.
+        states_root: `<store>/<extractor-id>`, beside whose states embeddings may lie.
 
     Raises:
         ConfigError, StoreError: With one sentence.
     """
     if isinstance(system, Embeddings):
-        sets = _imported(system, collection, storage, scratch, held_bytes)
+        source = _source(system, storage, states_root)
+        sets = _sets(system, source, collection, storage, scratch=scratch, held_bytes=held_bytes)
         return MultiVectorScores(sets, collection.candidates, system.distance, system.reduction)
     if isinstance(system, DistanceMatrix):
         return MatrixScores.of(collection, *read_matrix(storage, system.uri, system.ids))
@@ -150,10 +154,22 @@ def _reference_ids(material: Material, system: AverageEmbedding) -> Sequence[str
     return [t for t, split in splits.items() if split == system.standardise_by]
 
 
-def _imported(
-    system: Embeddings, collection: Collection, storage: Storage, scratch: str, held_bytes: int
+def _source(system: Embeddings, storage: Storage, states_root: str | None) -> VectorSource:
+    if system.uri is not None:
+        return open_embeddings(storage, system.uri, system.id_from_path)
+    assert states_root is not None, "the recipe was checked"
+    return StoreVectors.open(storage, states_root, system.embedder_id)
+
+
+def _sets(
+    system: Embeddings,
+    source: VectorSource,
+    collection: Collection,
+    storage: Storage,
+    *,
+    scratch: str,
+    held_bytes: int,
 ) -> VectorSets:
-    source = open_embeddings(storage, system.uri, system.id_from_path)
     if source.num_bytes <= held_bytes:
         packed = PackedVectors.of(source)
         return PackedSets.of_collection(collection, packed.track_ids, packed.vectors, packed.offsets)

@@ -1,8 +1,17 @@
-"""The store: immutable shards of decoder states, the index that commits them, and random access to both."""
+"""The store: immutable shards of states and of embeddings, the indexes that commit them, and access to both."""
 
 from wealy_ray.store.adopt import Adoption, adopt
 from wealy_ray.store.cache import TrackCache
 from wealy_ray.store.done import split_work
+from wealy_ray.store.embedder import EmbedderSpec, embeddings_folder, list_embedders
+from wealy_ray.store.embedding_reader import EmbeddingReader, newest_embeddings
+from wealy_ray.store.embeddings import (
+    EMBEDDING_INDEX_SCHEMA,
+    TrackVectors,
+    adopt_embeddings,
+    is_embedded,
+    write_vectors,
+)
 from wealy_ray.store.extractor import ExtractorSpec, list_extractors
 from wealy_ray.store.index import Index, IndexWriter, counts_of, one_per_track, read_index, read_latest
 from wealy_ray.store.lease import Lease
@@ -12,9 +21,12 @@ from wealy_ray.store.schema import INDEX_SCHEMA, SHARD_SCHEMA, TrackStates, Wind
 from wealy_ray.store.shard import read_receipt, verify_shard, write_shard
 
 __all__ = [
+    "EMBEDDING_INDEX_SCHEMA",
     "INDEX_SCHEMA",
     "SHARD_SCHEMA",
     "Adoption",
+    "EmbedderSpec",
+    "EmbeddingReader",
     "ExtractorSpec",
     "Index",
     "IndexWriter",
@@ -23,10 +35,16 @@ __all__ = [
     "StoreReader",
     "TrackCache",
     "TrackStates",
+    "TrackVectors",
     "WindowInfo",
     "adopt",
+    "adopt_embeddings",
     "counts_of",
+    "embeddings_folder",
+    "is_embedded",
+    "list_embedders",
     "list_extractors",
+    "newest_embeddings",
     "one_per_track",
     "read_index",
     "read_latest",
@@ -34,4 +52,5 @@ __all__ = [
     "split_work",
     "verify_shard",
     "write_shard",
+    "write_vectors",
 ]

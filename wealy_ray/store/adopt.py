@@ -6,6 +6,7 @@ payloads that match their checksums. Anything else is refused with a reason: its
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -58,28 +59,50 @@ def adopt(
     Raises:
         StorageError, TransientError: The storage as a whole refuses, or does not answer.
     """
-    named = index.shards() if index is not None else set()
-    names = [info.uri.rsplit("/", 1)[-1] for info in storage.list(join(root, "shards"))]
-    candidates = [n for n in names if n not in named]
-    if not candidates or not wanted.num_rows:
-        return Adoption(INDEX_SCHEMA.empty_table(), [])
-
     wanted = wanted_columns(wanted).sort_by("track_id")
     wanted_ids = one_chunk(wanted["track_id"])
 
-    def look(name: str) -> tuple[pa.Table | None, str]:
+    def look(name: str) -> pa.Table:
+        receipt = read_receipt(storage, root, name, extractor_id=extractor_id)
+        rows = _wanted_rows(receipt, wanted, wanted_ids, adopt_failed)
+        verify_shard(storage, root, name, rows)
+        return rows
+
+    return adopt_shards(storage, root, index, look if wanted.num_rows else None, INDEX_SCHEMA)
+
+
+def adopt_shards(
+    storage: Storage,
+    root: str,
+    index: Index | None,
+    look: Callable[[str], pa.Table] | None,
+    schema: pa.Schema,
+) -> Adoption:
+    """Looks into every shard that the index does not name.
+
+    Args:
+        storage: Where the store is.
+        root: The folder that holds `shards/`.
+        index: The latest index.
+        look: Gives the rows of a shard that are wanted, verified, or raises StoreError; None: nothing is wanted.
+        schema: Of the rows.
+    """
+    named = index.shards() if index is not None else set()
+    names = [info.uri.rsplit("/", 1)[-1] for info in storage.list(join(root, "shards"))] if look else []
+    candidates = [n for n in names if n not in named]
+    if look is None or not candidates:
+        return Adoption(schema.empty_table(), [])
+
+    def try_one(name: str) -> tuple[pa.Table | None, str]:
         try:
-            receipt = read_receipt(storage, root, name, extractor_id=extractor_id)
-            rows = _wanted_rows(receipt, wanted, wanted_ids, adopt_failed)
-            verify_shard(storage, root, name, rows)
+            return look(name), ""
         except StoreError as e:
             return None, str(e)
-        return rows, ""
 
     with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="adopt") as pool:
-        found = list(pool.map(look, candidates))
+        found = list(pool.map(try_one, candidates))
     refused = [(name, why) for name, (_, why) in zip(candidates, found, strict=True) if why]
-    rows = pa.concat_tables([INDEX_SCHEMA.empty_table(), *(rows for rows, _ in found if rows is not None)])
+    rows = pa.concat_tables([schema.empty_table(), *(rows for rows, _ in found if rows is not None)])
     return Adoption(one_per_track(rows), sorted(refused))
 
 

@@ -46,7 +46,7 @@ class ExtractorSpec:
     @property
     def extractor_id(self) -> str:
         """First 16 hexadecimal digits of SHA-256 of the canonical JSON."""
-        return hashlib.sha256(_canonical_json(asdict(self)).encode()).hexdigest()[:16]
+        return hashlib.sha256(canonical_json(asdict(self)).encode()).hexdigest()[:16]
 
     def root(self, store: str) -> str:
         """`<store>/<extractor_id>`."""
@@ -67,8 +67,8 @@ class ExtractorSpec:
         """
         uri = join(self.root(store), "extractor.json")
         if not storage.write_if_absent(uri, (json.dumps(_plain(asdict(self)), indent=2) + "\n").encode()):
-            found = _read(storage, uri)
-            if found is None or _canonical_json(found) != _canonical_json(asdict(self)):
+            found = read_settings(storage, uri)
+            if found is None or canonical_json(found) != canonical_json(asdict(self)):
                 raise StoreError(
                     f"{uri} does not describe extractor {self.extractor_id}: it was changed or damaged; "
                     "restore it, or use another store folder"
@@ -78,11 +78,13 @@ class ExtractorSpec:
 
 def list_extractors(storage: Storage, store: str) -> dict[str, dict[str, Any]]:
     """Extractor ids of a store with their settings, by id; empty when nothing is there."""
-    found = {name: _read(storage, join(store, name, "extractor.json")) for name in storage.folders(store)}
+    found = {
+        name: read_settings(storage, join(store, name, "extractor.json")) for name in storage.folders(store)
+    }
     return {name: settings for name, settings in sorted(found.items()) if settings is not None}
 
 
-def _read(storage: Storage, uri: str) -> dict[str, Any] | None:
+def read_settings(storage: Storage, uri: str) -> dict[str, Any] | None:
     """The settings in a file; None when it is missing, and empty when it is damaged."""
     try:
         found = json.loads(storage.read(uri))
@@ -93,7 +95,8 @@ def _read(storage: Storage, uri: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else {}
 
 
-def _canonical_json(settings: Any) -> str:
+def canonical_json(settings: Any) -> str:
+    """The same text for equal settings."""
     return json.dumps(_plain(settings), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 

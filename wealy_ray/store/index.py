@@ -32,8 +32,8 @@ class Index:
     Attributes:
         number: n of `index/<n>.parquet`.
         epoch: Number of the claim under which it was written.
-        table: One row per track (`INDEX_SCHEMA`), sorted by track_id.
-        metadata: The file's metadata: parent, epoch, run_id, manifest_digest, ok, failed.
+        table: One row per track, sorted by track_id; `INDEX_SCHEMA`, or `EMBEDDING_INDEX_SCHEMA`.
+        metadata: The file's metadata: parent, epoch, run_id, manifest_digest, ok, failed, and further facts.
     """
 
     number: int
@@ -127,8 +127,8 @@ def read_index(storage: Storage, root: str, number: int) -> Index:
     if fault:
         raise StoreError(
             f"the index {uri} is damaged ({fault}); stop all drivers of this store, then restore the file "
-            "from a backup, or rename it so that it does not end in .parquet and run extraction again: the "
-            "index before it counts then, and the shards that it does not name are adopted; delete nothing"
+            "from a backup, or rename it so that it does not end in .parquet and run the job that writes it "
+            "again: the index before it counts then, and the shards that it does not name are adopted; delete nothing"
         )
     return Index(number, int(metadata["epoch"]), file.read().replace_schema_metadata(None), metadata)
 
@@ -166,20 +166,40 @@ def one_per_track(rows: pa.Table) -> pa.Table:
 class IndexWriter:
     """The right to publish indexes of one store, until somebody else claims it.
 
+    Args:
+        storage: Where the store is.
+        root: The folder that holds `index/`.
+        schema: Columns of the index; track_id, status and shard are among them.
+        facts: What further stands in the metadata of each index.
+
     Attributes:
         index: The last index this writer has published.
         epoch: Number of this writer's claim.
     """
 
-    def __init__(self, storage: Storage, root: str, manifest_digest: str, run_id: str) -> None:
+    def __init__(self, storage: Storage, root: str, schema: pa.Schema, facts: Mapping[str, str]) -> None:
         self._storage, self._root = storage, root
-        self._manifest_digest, self._run_id = manifest_digest, run_id
+        self._schema, self._facts = schema, facts
         self.index: Index
         self.epoch: int
 
     @classmethod
-    def claim(cls, storage: Storage, root: str, *, manifest_digest: str, run_id: str) -> IndexWriter:
+    def claim(
+        cls,
+        storage: Storage,
+        root: str,
+        *,
+        manifest_digest: str,
+        run_id: str,
+        schema: pa.Schema = INDEX_SCHEMA,
+        facts: Mapping[str, str] | None = None,
+    ) -> IndexWriter:
         """Claims the store: publishes the next number with the same rows and a new epoch.
+
+        Args:
+            storage, root, schema, facts: See the class.
+            manifest_digest: Of the manifest that is worked on.
+            run_id: Who claims it.
 
         Raises:
             FencedError: Somebody else has claimed it at the same moment.
@@ -187,23 +207,24 @@ class IndexWriter:
         """
         latest = read_latest(storage, root)
         number = latest.number + 1 if latest is not None else 1
-        writer = cls(storage, root, manifest_digest, run_id)
+        standing = {"run_id": run_id, "manifest_digest": manifest_digest}
+        writer = cls(storage, root, schema, standing | dict(facts or {}))
         writer.epoch = number
-        writer._write(number, latest.table if latest is not None else INDEX_SCHEMA.empty_table())
+        writer._write(number, latest.table if latest is not None else schema.empty_table())
         return writer
 
     def publish(self, new_rows: pa.Table) -> Index:
         """Publishes the next index: the rows so far, those of the same tracks replaced by `new_rows`.
 
         Args:
-            new_rows: Receipts (`INDEX_SCHEMA`); of doubled tracks one row is taken, see `one_per_track`.
+            new_rows: Receipts; of doubled tracks one row is taken, see `one_per_track`.
 
         Raises:
             FencedError: Somebody else has claimed the store since.
         """
         old = self.index.table
         keep = pc.invert(pc.is_in(old["track_id"], value_set=new_rows["track_id"].combine_chunks()))
-        merged = pa.concat_tables([old.filter(keep), one_per_track(new_rows.select(INDEX_SCHEMA.names))])
+        merged = pa.concat_tables([old.filter(keep), one_per_track(new_rows.select(self._schema.names))])
         return self._write(self.index.number + 1, merged.sort_by("track_id"))
 
     def _write(self, number: int, table: pa.Table) -> Index:
@@ -213,8 +234,7 @@ class IndexWriter:
             "number": str(number),
             "parent": str(number - 1),
             "epoch": str(self.epoch),
-            "run_id": self._run_id,
-            "manifest_digest": self._manifest_digest,
+            **self._facts,
             "ok": str(counts["ok"]),
             "failed": str(counts["failed"]),
             # tells a retried write of ours from somebody else's file with the same rows
@@ -223,7 +243,7 @@ class IndexWriter:
         }
         # the metadata is added to the footer: in the schema it would stand twice, once encoded
         sink = pa.BufferOutputStream()
-        with pq.ParquetWriter(sink, INDEX_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
+        with pq.ParquetWriter(sink, self._schema, compression="zstd", write_page_checksum=True) as writer:
             writer.write_table(table)
             writer.add_key_value_metadata(metadata)
         uri = index_uri(self._root, number)

@@ -203,14 +203,6 @@ def carve(memory: memoryview, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]
     return tensors
 
 
-def pad(parts: Sequence[np.ndarray]) -> Tensor:
-    """float16 [B, T, dim] of parts [n, dim], zeros behind."""
-    padded = np.zeros((len(parts), max(len(p) for p in parts), parts[0].shape[1]), np.float16)
-    for row, part in zip(padded, parts, strict=True):
-        row[: len(part)] = part
-    return torch.from_numpy(padded)
-
-
 def input_statistics(tracks: Tracks, crops: CropReader, seed: int) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each dimension, float32 [dim], over crops of training tracks."""
     chosen = np.random.default_rng([seed, CROPS]).permutation(len(tracks))[:STATISTICS_TRACKS]

@@ -11,17 +11,17 @@ import torch
 import torch.distributed as dist
 
 from wealy_ray.model import StateNetwork
+from wealy_ray.model.embedder import pad
+from wealy_ray.model.windows import StateWindows
 from wealy_ray.retrieval.collection import Collection
 from wealy_ray.retrieval.evaluation import evaluate
 from wealy_ray.retrieval.metrics import mean_ap
 from wealy_ray.retrieval.multi_vector import MultiVectorScores, PackedSets
 from wealy_ray.training.crops import CropReader
-from wealy_ray.training.data import READERS, Tracks, pad
+from wealy_ray.training.data import READERS, Tracks
 
 PASS_ROWS = 16
 """Windows that go through the network together."""
-STRIDE_SHARE = 10
-"""Windows begin every tenth of their length: the paper's 1500 and 150."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,8 @@ class Embedder:
 
         What stands in a pass depends on the split alone, so any number of ranks gives the same bits.
         """
-        starts = [window_starts(int(n), self.crops.length if windows else 0) for n in tracks.lengths]
+        where = StateWindows(mode="windows" if windows else "single").resolved(self.crops.length)
+        starts = [where.starts(int(n)) for n in tracks.lengths]
         places = [(track, start) for track, mine in enumerate(starts) for start in mine]
         lengths = np.array([min(self.crops.length, int(tracks.lengths[t]) - s) for t, s in places])
         order = np.argsort(-lengths, kind="stable")
@@ -79,14 +80,6 @@ class Embedder:
         parts: list[dict[int, np.ndarray]] = [{} for _ in range(self.world_size)]
         dist.all_gather_object(parts, mine)
         return {number: z for part in parts for number, z in part.items()}
-
-
-def window_starts(num_states: int, length: int) -> list[int]:
-    """Where windows of `length` states begin; the last ends with the track. 0 as length: one window at the start."""
-    if not length or num_states <= length:
-        return [0]
-    last = num_states - length
-    return [*range(0, last, max(1, length // STRIDE_SHARE)), last]
 
 
 def validation_map(tracks: Tracks, z: np.ndarray, offsets: np.ndarray) -> float:
