@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from tests.sentence_model import make_sentence_model
 from wealy_ray.errors import ConfigError
 from wealy_ray.retrieval import text
 from wealy_ray.retrieval.collection import Collection
@@ -232,32 +233,7 @@ def test_an_absent_package_names_the_extra(monkeypatch, module, ask):
 
 @pytest.fixture(scope="module")
 def sentence_model(tmp_path_factory):
-    """A folder with a BERT of two small layers and random weights that knows the words of `TEXTS`."""
-    pytest.importorskip("sentence_transformers")
-    import torch
-    from sentence_transformers import SentenceTransformer, models
-    from transformers import BertConfig, BertModel, BertTokenizer
-
-    folder = tmp_path_factory.mktemp("model")
-    words = sorted({word for line in TEXTS for word in re.findall(r"\w+", line.lower())})
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ",", *words]
-    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-    )
-    bert = BertModel(config).eval()
-    bert.save_pretrained(folder / "bert")
-    BertTokenizer(str(folder / "vocab.txt"), strip_accents=False).save_pretrained(folder / "bert")
-    encoder = models.Transformer(str(folder / "bert"), max_seq_length=32)
-    pooling = models.Pooling(encoder.get_word_embedding_dimension(), pooling_mode="mean")
-    SentenceTransformer(modules=[encoder, pooling], device="cpu").save(str(folder / "sentence"))
-    return folder / "sentence"
+    return make_sentence_model(tmp_path_factory.mktemp("model"), TEXTS)
 
 
 def test_sentence_vectors_are_means_of_states(sentence_model):

@@ -17,7 +17,7 @@ from pydantic import Field, PositiveInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from wealy_ray.config import Settings
 from wealy_ray.errors import StoreError
@@ -37,11 +37,13 @@ class ModelConfig(Settings):
     digest: str
     """Of the weights, see `digest_of`."""
     extractor_id: str
-    """What the states must have been computed with."""
+    """What the states must have been computed with; of sentences: the id of their store."""
     crop: PositiveInt
     """States of a window; what the network was trained on."""
     kinds: tuple[KindName, ...] | None = None
     """Kinds of states that count; None: all."""
+    sentences: str | None = None
+    """The sentence encoder whose vectors it is fed (`training.sentences`); None: states."""
     data: dict[str, Any] = Field(default_factory=dict)
     """Manifest digest, splits, counts."""
     metrics: dict[str, Any] = Field(default_factory=dict)
@@ -66,11 +68,18 @@ class TrainedModel:
         Raises:
             StoreError: Another extractor's.
         """
-        if extractor_id != self.config.extractor_id:
+        trained = self.config.extractor_id
+        if extractor_id == trained:
+            return
+        if self.config.sentences is not None:
             raise StoreError(
-                f"this model was trained on states of extractor {self.config.extractor_id}, these are of "
-                f"{extractor_id}: extract with the same weights and settings, or train on these states"
+                f"this model is fed sentences as vectors of '{self.config.sentences}', whose store is {trained}, not "
+                f"{extractor_id}: name the folder `sentences` of its training as the store"
             )
+        raise StoreError(
+            f"this model was trained on states of extractor {trained}, these are of {extractor_id}: extract with the "
+            "same weights and settings, or train on these states"
+        )
 
 
 def save_model(storage: Storage, uri: str, network: StateNetwork, config: ModelConfig, card: str) -> None:
@@ -108,14 +117,14 @@ def load_model(uri: str, storage: Storage | None = None) -> TrainedModel:
     return TrainedModel(network.eval().requires_grad_(False), config)
 
 
-def digest_of(network: StateNetwork) -> str:
+def digest_of(network: nn.Module) -> str:
     """BLAKE2b of names, shapes and bytes of all tensors, 32 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(_tensors(network).items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
-def _tensors(network: StateNetwork) -> dict[str, Tensor]:
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}

@@ -84,6 +84,7 @@ def _tables(training: Training) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """Name-value rows by title."""
     facts, record = training.facts, training.record
     recipe, data = record.get("recipe") or {}, facts["data"]
+    fed, of_them = _fed(data)
     yield (
         "Data",
         [
@@ -93,8 +94,8 @@ def _tables(training: Training) -> Iterator[tuple[str, list[tuple[str, str]]]]:
             ("manifest", _words(recipe.get("manifest"))),
             ("store", _words(recipe.get("store"))),
             ("extractor, index", f"{facts['extractor_id']}, {facts['index']}"),
-            ("states", _kinds(data["kinds"])),
-            ("crop", f"{data['crop']:,} states; validation on {data['validate_on']}"),
+            (fed, of_them),
+            ("crop", f"{data['crop']:,} {fed}; validation on {data['validate_on']}"),
         ],
     )
     parameters = record.get("parameters")
@@ -164,7 +165,7 @@ def _kept(rows: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 def _counted(split: str, counts: Mapping[str, int]) -> str:
     if not counts:
         return f"split {split}"
-    dropped = f"; {counts['dropped']:,} tracks without states left out" if counts.get("dropped") else ""
+    dropped = f"; {counts['dropped']:,} tracks with nothing to learn from left out" if counts.get("dropped") else ""
     return f"split {split}: {counts['tracks']:,} tracks, {counts['cliques']:,} cliques{dropped}"
 
 
@@ -174,8 +175,12 @@ def _languages(languages: Mapping[str, int]) -> str:
     return counts_in_words(shown) + (f", and {more} more" if more else "")
 
 
-def _kinds(kinds: list[str] | None) -> str:
-    return "that predict " + ", ".join(kinds) if kinds else "of all kinds"
+def _fed(data: Mapping[str, Any]) -> tuple[str, str]:
+    """What the network is fed."""
+    if data.get("sentences"):
+        return "sentences", f"as vectors of {data['sentences']}"
+    kinds = data["kinds"]
+    return "states", "that predict " + ", ".join(kinds) if kinds else "of all kinds"
 
 
 def _settings(settings: Mapping[str, Any]) -> str:

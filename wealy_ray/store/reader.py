@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from wealy_ray.storage import ObjectMissingError, Storage, join
 from wealy_ray.store.extractor import list_extractors
 from wealy_ray.store.index import Index, read_index, read_latest
 from wealy_ray.store.schema import STATES_DTYPE, TrackStates, checksum_of, kinds_of, states_of
-from wealy_ray.store.shard import read_payload, read_row, shard_uri
+from wealy_ray.store.shard import read_payload, read_row, read_without_states, shard_uri
 
 
 class StoreReader:
@@ -104,11 +105,22 @@ class StoreReader:
         table = read_row(self.storage, self.root, row["shard"], row["shard_bytes"], row["row"])
         found = (table["track_id"][0].as_py(), checksum_of(table["states"][0].as_buffer()))
         if found != (track_id, row["checksum"]):
-            raise StoreError(
-                f"the shard {shard_uri(self.root, row['shard'])} does not hold track '{track_id}' as the "
-                f"index says at row {row['row']}: it is damaged or was replaced"
-            )
+            raise self._not_there(row)
         return TrackStates.from_row(table)
+
+    def without_states(self, track_ids: Sequence[str]) -> list[TrackStates]:
+        """Everything about tracks of one shard but their states, of which no byte is read.
+
+        Raises:
+            StoreError: Unknown track, damaged or missing shard.
+        """
+        rows = [self._row(track_id) for track_id in track_ids]
+        (place,) = {(row["shard"], row["shard_bytes"]) for row in rows}
+        tables = read_without_states(self.storage, self.root, *place, [row["row"] for row in rows])
+        for row, table in zip(rows, tables, strict=True):
+            if table["track_id"][0].as_py() != row["track_id"]:
+                raise self._not_there(row)
+        return [TrackStates.from_row(table) for table in tables]
 
     def kinds(self, track_id: str) -> np.ndarray:
         """Kinds of a track's states, int8 [num_states], from the index alone.
@@ -121,6 +133,12 @@ class StoreReader:
     def failures(self) -> pa.Table:
         """Index rows of all failed tracks."""
         return self.index.table.filter(pc.equal(self.index.table["status"], "failed"))
+
+    def _not_there(self, row: dict[str, Any]) -> StoreError:
+        return StoreError(
+            f"the shard {shard_uri(self.root, row['shard'])} does not hold track '{row['track_id']}' as the "
+            f"index says at row {row['row']}: it is damaged or was replaced"
+        )
 
     def _row(self, track_id: str) -> dict[str, Any]:
         row = self.index.row(track_id)

@@ -167,18 +167,20 @@ class TrackStates:
 
     @classmethod
     def from_row(cls, row: pa.Table) -> TrackStates:
-        """The opposite of `to_row`."""
+        """The opposite of `to_row`; what was read of `WITHOUT_STATES` only becomes a track without states."""
         assert row.num_rows == 1
-        values: dict[str, Any] = {
-            f.name: row[f.name][0].as_py() for f in fields(cls) if f.name not in ("states", *LISTS)
-        }
-        values["states"] = states_of(row["states"][0].as_buffer(), row["dim"][0].as_py())
-        for name, dtype in LISTS.items():
-            values[name] = _values(row[name]).astype(dtype)
+        values: dict[str, Any] = {name: row[name][0].as_py() for name in WITHOUT_STATES}
+        if "states" in row.column_names:
+            values["states"] = states_of(row["states"][0].as_buffer(), row["dim"][0].as_py())
+            for name, dtype in LISTS.items():
+                values[name] = _values(row[name]).astype(dtype)
         values["warnings"] = tuple(values["warnings"])
         values["windows"] = tuple(WindowInfo(**w) for w in values["windows"])
         return cls(**values)
 
+
+WITHOUT_STATES = [f.name for f in fields(TrackStates) if f.name not in ("states", *LISTS)]
+"""Columns that say something about a track as a whole."""
 
 WINDOW_TYPE = pa.struct(
     [

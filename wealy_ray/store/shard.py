@@ -11,6 +11,7 @@ import io
 import json
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from wealy_ray.store.schema import (
     INDEX_SCHEMA,
     SHARD_SCHEMA,
     STATES_DTYPE,
+    WITHOUT_STATES,
     TrackStates,
     checksum_of,
     runs_of,
@@ -35,6 +37,8 @@ TAIL_BYTES = 256 * 1024
 """First guess of a footer's size: 64 tracks take about 150 kB."""
 STATES_COLUMN = -1
 """Place of `states` among a row group's column chunks."""
+NUM_THREADS = 8
+"""Rows that are read at the same time."""
 
 
 def write_shard(
@@ -205,6 +209,47 @@ def read_row(storage: Storage, root: str, name: str, size: int, row: int) -> pa.
     if checksum_of(data) != json.loads(_values_of(metadata)["row_checksums"])[row]:
         raise StoreError(f"the shard {uri} is damaged: row {row} does not match its checksum")
     return pq.ParquetFile(_Window(data, first, size), metadata=metadata).read_row_group(row)
+
+
+def read_without_states(
+    storage: Storage, root: str, name: str, size: int, rows: Sequence[int]
+) -> list[pa.Table]:
+    """Columns `WITHOUT_STATES` of some rows, by one ranged read for each of what stands before its payload.
+
+    Args:
+        storage: Where to read.
+        root: `<store>/<extractor_id>`.
+        name: File name of the shard.
+        size: Bytes of the shard.
+        rows: Numbers of the rows.
+
+    Returns:
+        A table of one row for each; verified by the checksums of its pages, since that of a row spans its payload.
+
+    Raises:
+        StoreError: The shard is damaged, truncated or gone.
+    """
+    uri = shard_uri(root, name)
+    try:
+        metadata = _read_footer(storage, uri, size)
+    except ObjectMissingError as e:
+        raise StoreError(f"the shard {uri} is gone") from e
+
+    def read(row: int) -> pa.Table:
+        if row >= metadata.num_row_groups:
+            raise StoreError(f"the shard {uri} has no row {row}: it was replaced")
+        group = metadata.row_group(row)
+        first = group.column(0).data_page_offset
+        end = group.column(group.num_columns + STATES_COLUMN).data_page_offset
+        window = _Window(storage.read_range(uri, first, end - first), first, size)
+        try:
+            file = pq.ParquetFile(window, metadata=metadata, page_checksum_verification=True)
+            return file.read_row_group(row, columns=WITHOUT_STATES)
+        except (OSError, ValueError, pa.ArrowException) as e:
+            raise StoreError(f"the shard {uri} is damaged: row {row} cannot be read ({e})") from e
+
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        return list(pool.map(read, rows))
 
 
 class _Window(io.RawIOBase):

@@ -9,7 +9,7 @@ from wealy_ray.model import ModelConfig
 
 CARD = """# {title}
 
-Embeds a recording by what is sung in it: states of Whisper's decoder in, one vector of {output_dim} numbers out;
+Embeds a recording by what is sung in it: {fed} in, one vector of {output_dim} numbers out;
 recordings that share their lyrics are near by cosine (WEALY, arXiv 2510.08176). Trained with wealy-ray.
 
 ## Use
@@ -21,7 +21,7 @@ model = wealy_ray.load_model("this folder")
 vectors = model.network(states, lengths)  # float [B, T, {input_dim}], int64 [B] -> [B, {output_dim}]
 ```
 
-`wealy embed` embeds a whole store. The states must come from the extractor named below: others are refused.
+`wealy embed` embeds a whole store. What it is fed must come from the extractor named below: others are refused.
 
 ## Data
 
@@ -62,9 +62,14 @@ def model_card(config: ModelConfig, extractor: dict[str, Any], parameters: int, 
         parameters: Numbers that were trained.
         title: Name of the model.
     """
-    kinds = f"states that predict {', '.join(config.kinds)}" if config.kinds else "states of all kinds"
+    fed, kinds = "states of Whisper's decoder", "states of all kinds"
+    if config.kinds:
+        kinds = f"states that predict {', '.join(config.kinds)}"
+    if config.sentences:
+        fed, kinds = f"the sentences that Whisper hears as vectors of `{config.sentences}`", "sentences"
     return CARD.format(
         title=title,
+        fed=fed,
         input_dim=config.input_dim,
         output_dim=config.model.output_dim,
         data=_rows(config.data),

@@ -3,6 +3,7 @@
 <out>/training.json   what the training is; written once, so that a second start goes on with the same store
 <out>/checkpoints/    see `checkpoint`
 <out>/history.json    losses and MAPs by epoch
+<out>/sentences/      a store of sentences, where those are trained on
 <out>/model/          the best checkpoint as a model directory, when training has ended
 """
 
@@ -29,6 +30,7 @@ from wealy_ray.training.data import Tracks
 from wealy_ray.training.loop import Loop, Splits
 from wealy_ray.training.recipe import TrainRecipe
 from wealy_ray.training.sampler import CliqueSampler
+from wealy_ray.training.sentences import sentence_reader
 
 NUMERICS_VERSION = 1
 """Moved when the same recipe would train other weights."""
@@ -83,6 +85,20 @@ class Job:
         }
 
     @cached_property
+    def fed(self) -> StoreReader:
+        """The store that the network is fed from: of states, or of sentences, which are encoded when it is asked for.
+
+        Raises:
+            WealyError: See `sentence_reader`.
+        """
+        model, folder = self.recipe.data.sentences, join(self.recipe.out, "sentences")
+        if model is None:
+            return self.reader
+        # of all splits: whoever embeds the others later finds theirs
+        track_ids = self.manifest.table["track_id"].to_pylist()
+        return sentence_reader(self.reader, folder, model, track_ids, self.recipe.progress_every_s)
+
+    @cached_property
     def splits(self) -> Splits:
         """The tracks of both splits.
 
@@ -93,7 +109,7 @@ class Job:
         resources = self.recipe.resources
         num_bytes = round(resources.cache_gib * 2**30)
         cache = TrackCache(resources.cache_dir, num_bytes) if num_bytes else None
-        crops = CropReader(self.reader, data.crop, kinds_by_name(data.kinds), cache)
+        crops = CropReader(self.fed, data.crop, kinds_by_name(data.kinds), cache)
         table, uri = self.manifest.table, self.recipe.manifest
         train, validation = (
             Tracks.of_split(table, uri, split, crops) for split in (data.train_split, data.validation_split)
@@ -205,9 +221,10 @@ class Job:
             model=self.recipe.model,
             input_dim=loop.input_dim,
             digest=digest_of(loop.network),
-            extractor_id=self.reader.extractor_id,
+            extractor_id=self.fed.extractor_id,
             crop=data.crop,
             kinds=data.kinds,
+            sentences=data.sentences,
             data={
                 "manifest": self.manifest.digest,
                 "index": self.reader.index.number,
@@ -226,7 +243,7 @@ class Job:
 
     @cached_property
     def _extractor(self) -> dict[str, Any]:
-        return _read_json(self.storage, join(self.reader.root, "extractor.json")) or {}
+        return _read_json(self.storage, join(self.fed.root, "extractor.json")) or {}
 
 
 def num_cliques(tracks: Tracks) -> int:

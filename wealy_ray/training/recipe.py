@@ -18,9 +18,12 @@ class DataSettings(Settings):
     train_split: str = "train"
     validation_split: str = "val"
     crop: PositiveInt = 1500
-    """States of a training crop, at a random place; shorter tracks whole."""
+    """States (or sentences) of a training crop, at a random place; shorter tracks whole."""
     kinds: tuple[KindName, ...] | None = None
     """Kinds of states that count; None: all, as the paper. `[text]`: only those that predict text."""
+    sentences: str | None = None
+    """Name or folder of a sentence-transformers model: trains on its vectors of the transcripts' sentences instead of
+    states, the paper's baseline on text. Needs the extra `text`."""
     cliques_per_batch: PositiveInt = 64
     """Cliques of a global batch, over all workers. The paper's 64 + 64 tracks on each of 4 GPUs are 256 here."""
     versions_per_clique: int = Field(default=2, ge=2)
@@ -29,6 +32,12 @@ class DataSettings(Settings):
     """An epoch has each clique once, or each version once as an anchor."""
     validate_on: Literal["first", "windows"] = "first"
     """The first `crop` states, as the paper; or windows over the whole track, the nearest pair counts."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DataSettings:
+        if self.sentences is not None and self.kinds is not None:
+            raise ValueError("kinds are of states, and sentences have none: give one of the two")
+        return self
 
 
 class OptimiserSettings(Settings):
