@@ -26,7 +26,9 @@ from wealy_ray.training.data import Tracks
 from wealy_ray.training.measure import Embedder, validation_map
 from wealy_ray.training.sentences import sentence_reader, split_sentences
 
-WORDS = [f"{a}{b}" for a in ("ba", "do", "ki", "lu", "me", "no", "ra") for b in ("la", "ri", "so", "tu", "ve")]
+WORDS = [
+    f"{a}{b}" for a in ("ba", "do", "ki", "lu", "me", "no", "ra") for b in ("la", "ri", "so", "tu", "ve")
+]
 CLIQUES, VERSIONS = 24, 3
 SPLITS = ["train"] * 15 + ["val"] * 5 + ["test"] * 4
 IDS = [f"set:V-{number}" for number in range(CLIQUES * VERSIONS)]
@@ -135,7 +137,9 @@ def test_what_is_there_is_not_encoded_again(
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)  # it could not encode now
     again = sentence_reader(source, str(tmp_path), model, IDS[:50])
     assert again.index.number == reader.index.number
-    with pytest.raises(ConfigError, match=r"need 'sentence_transformers', which is not installed: pip install"):
+    with pytest.raises(
+        ConfigError, match=r"need 'sentence_transformers', which is not installed: pip install"
+    ):
         sentence_reader(source, str(tmp_path), model, [*IDS, SILENT])
     assert not list(tmp_path.glob("**/lease.json"))
 
@@ -174,7 +178,9 @@ def test_a_training_on_sentences_learns(place: Path, model: str, tmp_path: Path)
     config = trained.config
     assert (config.sentences, config.input_dim, config.extractor_id) == (model, 32, job.fed.extractor_id)
     assert model in (tmp_path / "out" / "model" / "README.md").read_text()
-    with pytest.raises(StoreError, match=r"fed sentences as vectors of '.*', whose store is .*: name the folder"):
+    with pytest.raises(
+        StoreError, match=r"fed sentences as vectors of '.*', whose store is .*: name the folder"
+    ):
         trained.check_extractor(job.reader.extractor_id)
 
     # tracks of another split, evaluated in this process
@@ -186,7 +192,9 @@ def test_a_training_on_sentences_learns(place: Path, model: str, tmp_path: Path)
     assert found > 0.6, "of 12 tracks in cliques of 3, chance is at 0.3"
 
 
-def test_an_absent_extra_is_one_sentence(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_absent_extra_is_one_sentence(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ConfigError, match=r"pip install 'wealy-ray\[text\]'"):
         train_alone(a_sentence_recipe(place, "any", out=str(tmp_path / "out")))

@@ -165,7 +165,9 @@ def _kept(rows: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 def _counted(split: str, counts: Mapping[str, int]) -> str:
     if not counts:
         return f"split {split}"
-    dropped = f"; {counts['dropped']:,} tracks with nothing to learn from left out" if counts.get("dropped") else ""
+    dropped = (
+        f"; {counts['dropped']:,} tracks with nothing to learn from left out" if counts.get("dropped") else ""
+    )
     return f"split {split}: {counts['tracks']:,} tracks, {counts['cliques']:,} cliques{dropped}"
 
 

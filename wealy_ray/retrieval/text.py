@@ -12,6 +12,7 @@ in use, the query is not known when the index is built. A transcript without a k
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,6 +128,7 @@ def bm25(collection: Collection, texts: Sequence[str]) -> TermScores:
     counts = _count_terms(collection, texts, "word", (1, 1))
     with text_extra():
         import bm25s
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
     from scipy.sparse import csr_array
 
     rows = counts[collection.candidates]
