@@ -15,7 +15,7 @@ from wealy_ray.errors import ManifestError, StoreError, TrainingError
 from wealy_ray.model import ModelConfig, digest_of
 from wealy_ray.storage import Storage
 from wealy_ray.store import StoreReader
-from wealy_ray.training.checkpoint import Checkpoints
+from wealy_ray.training.checkpoint import Checkpoints, check_facts
 from wealy_ray.training.crops import CropReader, kinds_by_name
 from wealy_ray.training.data import Tracks
 from wealy_ray.training.loop import Loop, Rank, Splits
@@ -208,6 +208,13 @@ def test_a_foreign_checkpoint_is_refused(song_store: Path, tmp_path: Path) -> No
     train(a_recipe(song_store), stops=(1,), folder=tmp_path)
     with pytest.raises(StoreError, match="is of another training: recipe differs"):
         checkpoints_of(tmp_path / "0", recipe="another").read_latest()
+
+
+def test_a_setting_that_was_not_known_yet_changes_nothing() -> None:
+    known = {"data": {"crop": 5, "kinds": ["text"]}, "seed": 0}
+    check_facts(known, {"data": {"crop": 5, "kinds": ("text",), "later": None}, "seed": 0}, "out")
+    with pytest.raises(StoreError, match="out is of another training: data differs"):
+        check_facts(known, {"data": {"crop": 5, "kinds": ("text",), "later": 1}, "seed": 0}, "out")
 
 
 def test_damaged_and_unfinished_checkpoints_give_way_to_the_one_before(

@@ -170,9 +170,8 @@ def check_facts(found: dict[str, Any], wanted: dict[str, Any], uri: str) -> None
     Raises:
         StoreError: With what differs.
     """
-    differing = sorted(
-        name for name in wanted.keys() | found.keys() if _plain(wanted.get(name)) != found.get(name)
-    )
+    ours, theirs = _plain(wanted), _plain(found)
+    differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     if differing:
         raise StoreError(
             f"{uri} is of another training: {', '.join(differing)} differ{'s' * (len(differing) == 1)}; give this one "
@@ -181,5 +180,7 @@ def check_facts(found: dict[str, Any], wanted: dict[str, Any], uri: str) -> None
 
 
 def _plain(value: Any) -> Any:
-    """As it comes back from JSON."""
-    return json.loads(json.dumps(value))
+    """As it comes back from JSON; a setting that is None is as one that was not known yet."""
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items() if entry is not None}
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
