@@ -1,0 +1,99 @@
+"""Real states of the sample songs: extract -> train by two workers -> kill -> go on -> embed -> evaluate -> search."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+from tests.pipelines.support import (
+    REPOSITORY,
+    recipe_settings,
+    run_wealy,
+    start_wealy,
+    wait_for,
+    write_recipe,
+)
+from wealy_ray.model import load_model
+
+SONGS = REPOSITORY / "examples/songs"
+SPLITS = {"s2w00": "train", "s2w07": "train", "s2w01": "val"}
+
+
+def test_from_songs_to_a_trained_model_s_table(whisper_base: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (SONGS / "manifest.jsonl").read_text().splitlines()]
+    chosen = [row | {"split": SPLITS[row["lyrics_id"]]} for row in rows if row["lyrics_id"] in SPLITS]
+    assert [row["split"] for row in chosen].count("train") == 6
+    for row in chosen:
+        row["path"] = str(SONGS / row["path"])
+    (tmp_path / "songs.jsonl").write_text("\n".join(map(json.dumps, chosen)))
+    manifest = tmp_path / "manifest.parquet"
+    columns = ("--column", "audio_uri=path", "--column", "clique_id=lyrics_id")
+    code, output = run_wealy("manifest", tmp_path / "songs.jsonl", "--out", manifest, *columns)
+    assert code == 0, output
+
+    extract = recipe_settings(
+        manifest,
+        tmp_path / "store",
+        model=str(whisper_base),
+        decode={"max_tokens": 24},
+        engine={"num_slots": 8, "num_threads": 2},
+        resources={"tracks_per_block": 8, "tracks_per_shard": 4, "engine_gpus": 0},
+    )
+    code, output = run_wealy("extract", write_recipe(tmp_path / "extract.yaml", extract))
+    assert code == 0, output
+    assert "tracks     8 = 8 ok + 0 failed" in output
+
+    out = tmp_path / "training"
+    training = {
+        "manifest": str(manifest),
+        "store": str(tmp_path / "store"),
+        "out": str(out),
+        "model": {
+            "kind": "transformer",
+            "layers": 1,
+            "width": 32,
+            "heads": 2,
+            "feed_forward": 32,
+            "output_dim": 16,
+            "standardise": True,
+        },
+        "data": {"kinds": ["text"], "cliques_per_batch": 2, "versions_per_clique": 3},
+        "optimiser": {"epochs": 60, "warmup_epochs": 1, "learning_rate": 1e-3},
+        "resources": {"workers": 2, "passes": 2, "loaders": 0},
+        "checkpoint_every_s": 0.1,
+    }
+    recipe = write_recipe(tmp_path / "train.yaml", training)
+    process = start_wealy("train", recipe)
+    assert wait_for(lambda: any(out.glob("checkpoints/*/facts.json")), process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    code, output = run_wealy("train", recipe)
+    assert code == 0, output
+    assert "train       6 tracks, 2 cliques; 0 tracks without states" in output
+    history = json.loads((out / "history.json").read_text())
+    assert [entry["epoch"] for entry in history] == list(range(1, 61))
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+    assert load_model(str(out / "model")).config.input_dim == 512
+
+    embed = {"store": str(tmp_path / "store"), "model": str(out / "model"), "resources": {"gpus": 0}}
+    code, output = run_wealy("embed", write_recipe(tmp_path / "embed.yaml", embed))
+    assert code == 0, output
+    assert "tracks   8 = 8 ok + 0 failed" in output
+    evaluate = {
+        "manifest": str(manifest),
+        "store": str(tmp_path / "store"),
+        "out": str(tmp_path / "evaluation"),
+        "split": "train",
+        "systems": [{"kind": "embeddings", "name": "WEALY"}, {"kind": "avg_embedding"}],
+    }
+    code, output = run_wealy("evaluate", write_recipe(tmp_path / "evaluate.yaml", evaluate))
+    assert code == 0, output
+    metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    systems = {system["name"]: system["views"]["all"] for system in metrics["systems"]}
+    assert systems["WEALY"]["n"] == 6
+    assert systems["WEALY"]["map"]["mean"] == 1.0  # of the works it was trained on
+    code, output = run_wealy("search", tmp_path / "store", chosen[0]["track_id"], "--top", "2")
+    assert code == 0, output
+    assert chosen[0]["track_id"] not in output.splitlines()[1]
