@@ -13,40 +13,47 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from examples.reproduce_small.plan import SEEDS, WORKS, Variant
-from wealy_ray.retrieval.metrics import summarise
+from examples.reproduce_small.plan import SEEDS, WORKS
+from wealy_ray.retrieval.metrics import map_gain, summarise
 
 mpl.use("Agg")
 VIEWS = ("all", "within_language", "cross_language")
 
 
-def rows_of(evaluation: Path, systems: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Summaries by the name of a row, each over all seeds of that row.
+def rows_of(evaluation: Path, systems: Mapping[str, Sequence[str]], reference: str) -> dict[str, Any]:
+    """Summaries by the name of a row, each over all seeds of that row, and its MAP against that of a reference.
 
     Args:
         evaluation: Folder of the evaluation.
         systems: Names of an evaluated row's systems, one per seed.
+        reference: The row that all others are compared with, query by query.
     """
     metrics = json.loads((evaluation / "metrics.json").read_text())
     per_query = {system["name"]: evaluation / system["per_query"] for system in metrics["systems"]}
+    tables = {name: [pq.read_table(per_query[seed]) for seed in seeds] for name, seeds in systems.items()}
     found = {}
-    for name, seeds in systems.items():
-        tables = [pq.read_table(per_query[seed]) for seed in seeds]
-        rows = pa.concat_tables(tables)
-        views = {}
-        for view in VIEWS:
-            chosen = rows.filter(pc.equal(rows["view"], view))
-            views[view] = summarise(chosen)
-        means = [pc.mean(t.filter(pc.equal(t["view"], "all"))["ap"]).as_py() for t in tables]
-        found[name] = {"views": views, "seeds": means}
+    for name, mine in tables.items():
+        rows = pa.concat_tables(mine)
+        found[name] = {
+            "views": {view: summarise(rows.filter(pc.equal(rows["view"], view))) for view in VIEWS},
+            "seeds": [pc.mean(t.filter(pc.equal(t["view"], "all"))["ap"]).as_py() for t in mine],
+            "gain": map_gain(_mean_of_seeds(mine), _mean_of_seeds(tables[reference])),
+        }
     return found
+
+
+def _mean_of_seeds(tables: Sequence[pa.Table]) -> pa.Table:
+    """Each query's AP, averaged over seeds."""
+    tables = [t.filter(pc.equal(t["view"], "all")).sort_by("track_id") for t in tables]
+    mean = np.mean([t["ap"].to_numpy() for t in tables], axis=0)
+    return tables[0].select(["track_id", "clique_id"]).append_column("ap", pa.array(mean))
 
 
 def table_of(rows: Mapping[str, Any]) -> str:
     """A table in Markdown: means over seeds, intervals by the bootstrap over cliques."""
     lines = [
-        "| | MAP | 95 % (cliques) | by seed | within language | across languages | MR1 |",
-        "|---|---|---|---|---|---|---|",
+        "| | MAP | 95 % (cliques) | against WEALY | by seed | within language | across languages | MR1 |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
         everyone = row["views"]["all"]
@@ -55,7 +62,8 @@ def table_of(rows: Mapping[str, Any]) -> str:
         cells = [
             name,
             f"{ap['mean']:.3f}",
-            f"{ap['low']:.3f} - {ap['high']:.3f}",
+            f"{ap['low']:.3f} to {ap['high']:.3f}",
+            "{:+.3f} ({:+.3f} to {:+.3f})".format(*row["gain"]) if any(row["gain"]) else "-",
             seeds,
             *(f"{row['views'][view]['map']['mean']:.3f}" for view in VIEWS[1:]),
             f"{everyone['mr1']['mean']:.1f}",
@@ -89,16 +97,3 @@ def plot_curve(rows: Mapping[str, Any], path: Path) -> None:
     axes.set_title("Bands: 95 % by a bootstrap over cliques", fontsize=9, loc="left")
     figure.savefig(path, dpi=130)
     plt.close(figure)
-
-
-def spread(values: Sequence[float]) -> float:
-    """Standard deviation over seeds."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-
-
-def groups(variants: Sequence[Variant]) -> dict[str, list[Variant]]:
-    """Variants by their table."""
-    found: dict[str, list[Variant]] = {}
-    for variant in variants:
-        found.setdefault(variant.group, []).append(variant)
-    return found
