@@ -33,6 +33,6 @@ def make_sentence_model(folder: Path, texts: Iterable[str], seed: int = 0) -> Pa
     bert.save_pretrained(folder / "bert")
     BertTokenizer(str(folder / "vocab.txt"), strip_accents=False).save_pretrained(folder / "bert")
     encoder = models.Transformer(str(folder / "bert"), max_seq_length=32)
-    pooling = models.Pooling(encoder.get_word_embedding_dimension(), pooling_mode="mean")
+    pooling = models.Pooling(32, pooling_mode="mean")
     SentenceTransformer(modules=[encoder, pooling], device="cpu").save(str(folder / "sentence"))
     return folder / "sentence"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -161,3 +162,38 @@ def test_a_shard_that_was_replaced_is_noticed(storage: Storage, root: str) -> No
     damage(storage, reader.root, row["shard"], lambda _: storage.read(shard_uri(reader.root, replacement)))
     with pytest.raises(StoreError, match=r"does not hold track 'set:V-0'|is damaged"):
         reader.track("set:V-0")
+
+
+def test_tracks_without_their_states_cost_none_of_their_bytes(storage: CountingStorage, root: str) -> None:
+    root = build(storage, root)
+    reader = StoreReader.open(storage, root.rsplit("/", 1)[0])
+    for tracks in (TRACKS[:2], TRACKS[2:]):
+        storage.reads.clear()
+        found = reader.without_states([track.track_id for track in tracks])
+        for ours, track in zip(found, tracks, strict=True):
+            empty = np.zeros(0, np.int32)
+            changes = {"states": np.zeros((0, 0), np.float16), "token_ids": empty}
+            bare = {"kind": empty.astype(np.int8), "window": empty.astype(np.int16)}
+            assert_same(ours, replace(track, **changes, **bare))
+        reads = [
+            (offset, offset + length) for kind, _, offset, length in storage.reads if kind == "read_range"
+        ]
+        for row in (reader.index.row(track.track_id) for track in tracks):
+            first = row["payload_offset"]
+            states = (first, first + 2 * row["num_states"] * row["dim"])
+            # the footer's read, the first, begins anywhere
+            assert not [r for r in reads[1:] if max(r[0], states[0]) < min(r[1], states[1])]
+
+
+def test_a_damaged_page_is_found_without_the_states(storage: CountingStorage, root: str) -> None:
+    root = build(storage, root)
+    reader = StoreReader.open(storage, root.rsplit("/", 1)[0])
+    shard = reader.index.row("set:V-3")["shard"]
+    text = TRACKS[3].text.encode()
+    damage(storage, root, shard, lambda data: flip(data, data.rindex(text) + 2))
+    with pytest.raises(StoreError, match=r"is damaged: row 1 cannot be read"):
+        reader.without_states(["set:V-2", "set:V-3"])
+    assert reader.without_states(["set:V-0"])[0].text == TRACKS[0].text
+    storage.delete(shard_uri(root, shard))
+    with pytest.raises(StoreError, match=r"is gone"):
+        reader.without_states(["set:V-2"])

@@ -1,7 +1,7 @@
 """Sentences in the place of states: what Whisper wrote, as vectors of a sentence encoder, in a store of their own.
 
-The paper's strongest baseline on text gives its Transformer a sequence of sentence vectors instead of decoder states. A
-track's vectors lie in shards as its states do, so whatever reads states (crops, windows, `wealy embed`) reads them.
+One of the paper's baselines gives the Transformer vectors of a sentence encoder instead of decoder states. A track's
+vectors lie in shards as its states do, so whatever reads states (crops, windows, `wealy embed`) reads them.
 
 <folder>/<id>/extractor.json     that of the states, and the encoder; the id is its digest
 <folder>/<id>/shards/, index/    see `wealy_ray.store`; a track without words has no vectors
@@ -58,7 +58,7 @@ LEASE_S = 120.0
 def split_sentences(text: str) -> list[str]:
     """Sentences of a window's text that hold a word; what Whisper wrote without a full stop is one.
 
-    No window is longer than sentence encoders read: at most 224 of Whisper's tokens.
+    An encoder reads a sentence's beginning only, see `sentence_vectors`: a whole window may be longer.
     """
     pieces = [piece.strip() for piece in ENDS.split(text)]
     return [piece for piece, empty in zip(pieces, without_words(pieces), strict=True) if not empty]
