@@ -38,7 +38,7 @@ def row_of(material, track_id):
     return next(r for r in material.to_pylist() if r["track_id"] == track_id)
 
 
-@pytest.mark.parametrize("by", BY)
+@pytest.mark.parametrize("by", [by for by in BY if by != "embedding"])
 def test_a_track_finds_its_version_and_not_itself(material, by):
     for asked, wanted in (("a1", "a2"), ("a2", "a1"), ("b1", "b2"), ("b2", "b1")):
         found = find_nearest(material, row_of(material, asked), by, top=3)

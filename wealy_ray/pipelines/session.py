@@ -6,7 +6,9 @@ import logging
 import math
 import os
 import re
+import shlex
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -76,6 +78,11 @@ def _init(address: str, workers_log: str | None) -> None:
     options: dict[str, Any] = {"logging_level": logging.WARNING}
     if address == "local":
         options |= {"num_cpus": max(LOCAL_MIN_CPUS, os.cpu_count() or 1), "include_dashboard": False}
+        quoted = shlex.quote(sys.executable)
+        if (
+            quoted != sys.executable
+        ):  # Ray 2.60 does not quote it for workers with an environment, as Ray Train's
+            options["runtime_env"] = {"py_executable": quoted}
     if workers_log is not None:
         options["logging_config"] = ray.LoggingConfig(log_level=workers_log)
     try:
