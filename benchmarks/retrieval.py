@@ -6,6 +6,7 @@ DiscogsVI's (55,791 of 98,785 have two versions, the largest test clique has 658
 
     python benchmarks/retrieval.py --sizes 2000 5000 20000 50000 --out runs/bench/retrieval.json
     python benchmarks/retrieval.py --sizes --discogs-tiles 8 --out runs/bench/retrieval-discogs.json
+    python benchmarks/retrieval.py --sizes --discogs-tiles 1926 --device cuda --out runs/bench/retrieval-gpu.json
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.parts.retrieval_peers import PEERS, RANX_UP_TO
 from wealy_ray.retrieval.collection import Collection
 from wealy_ray.retrieval.evaluation import evaluate_tile, num_tiles
-from wealy_ray.retrieval.scores import CANDIDATE_TILE, QUERY_TILE, VectorScores, products
+from wealy_ray.retrieval.scores import CANDIDATE_TILE, CPU, QUERY_TILE, VectorScores, products
 
 DIM = 512
 DISCOGS_TRACKS, DISCOGS_CLIQUES, DISCOGS_PAIRS = 493_049, 98_785, 55_791
@@ -62,19 +63,27 @@ def problem(num_tracks: int) -> tuple[Collection, VectorScores]:
     return collection, VectorScores.cosine(collection, vectors, np.zeros(num_tracks, bool))
 
 
-def bare_products(scores: VectorScores, tiles: int, multiply: Callable[..., Any]) -> None:
+def bare_products(
+    scores: VectorScores, tiles: int, multiply: Callable[..., Any], device: torch.device = CPU
+) -> None:
     """All products of the tiles of queries with all candidates, and nothing else."""
-    vectors = torch.from_numpy(scores.vectors)
+    vectors = torch.from_numpy(scores.vectors).to(device)
     for q in range(tiles):
         queries = vectors[q * QUERY_TILE : (q + 1) * QUERY_TILE]
         for c in range(0, len(vectors), CANDIDATE_TILE):
             multiply(queries, vectors[c : c + CANDIDATE_TILE])
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
-def ours(collection: Collection, scores: VectorScores, tiles: int, threads: int) -> float:
+def ours(
+    collection: Collection, scores: VectorScores, tiles: int, threads: int, device: torch.device = CPU
+) -> float:
     """MAP of the tiles' queries."""
     values = [
-        evaluate_tile(scores, collection, tile, views=["all"], num_threads=threads)["ap"].to_numpy()
+        evaluate_tile(scores, collection, tile, views=["all"], device=device, num_threads=threads)[
+            "ap"
+        ].to_numpy()
         for tile in range(tiles)
     ]
     return float(np.concatenate(values).mean())
@@ -153,16 +162,20 @@ def peak_memory_mib() -> float:
 
 def discogs(tiles: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """A stated share of DiscogsVI's queries against all of its candidates."""
+    device = torch.device(arguments.device)
     collection, scores = problem(DISCOGS_TRACKS)
-    ours(collection, scores, 1, arguments.threads)
+    tiles = min(tiles, num_tiles(collection))
+    ours(collection, scores, 1, arguments.threads, device)
     began_s = time.perf_counter()
-    value = ours(collection, scores, tiles, arguments.threads)
+    value = ours(collection, scores, tiles, arguments.threads, device)
     seconds = time.perf_counter() - began_s
+    bare_products(scores, 1, lambda x, y: x @ y.T, device)
     began_s = time.perf_counter()
-    bare_products(scores, tiles, lambda x, y: x @ y.T)
+    bare_products(scores, tiles, lambda x, y: x @ y.T, device)
     bare_s = time.perf_counter() - began_s
     share = tiles / num_tiles(collection)
     return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "tracks": DISCOGS_TRACKS,
         "queries_run": min(tiles * QUERY_TILE, len(collection.queries)),
         "share": share,
@@ -186,6 +199,7 @@ def main() -> None:
     parser.add_argument(
         "--discogs-tiles", type=int, default=0, help="tiles of 256 queries at DiscogsVI's size"
     )
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of --discogs-tiles")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

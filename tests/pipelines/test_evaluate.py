@@ -16,10 +16,15 @@ import torch
 from tests.pipelines.support import run_wealy, start_wealy, wait_for, write_recipe
 from tests.store.tracks import EXTRACTOR_ID, make_failed, make_track, write
 from wealy_ray.catalog import write_manifest
+from wealy_ray.config import load_settings
+from wealy_ray.errors import ConfigError
+from wealy_ray.pipelines.evaluate import run_evaluate
 from wealy_ray.pipelines.session import connect
 from wealy_ray.pipelines.sharing import share
+from wealy_ray.report.run_page import write_report
 from wealy_ray.retrieval.collection import Collection
 from wealy_ray.retrieval.evaluation import evaluate, evaluate_tile, num_tiles
+from wealy_ray.retrieval.recipe import EvaluateRecipe
 from wealy_ray.retrieval.scores import VectorScores
 from wealy_ray.storage import Storage, join
 from wealy_ray.store import IndexWriter
@@ -106,6 +111,10 @@ def recipe(place: Path, out: Path, **changes: object) -> Path:
         "resources": {"held_gib": 0},
     }
     return write_recipe(out.with_suffix(".yaml"), settings | changes)
+
+
+def evaluate_here(place: Path, out: Path, **changes: object) -> None:
+    run_evaluate(load_settings(EvaluateRecipe, str(recipe(place, out, **changes)), {}))
 
 
 def systems(out: Path) -> dict[str, dict]:
@@ -213,6 +222,22 @@ def test_tracks_without_states_may_rank_last(place: Path, tmp_path: Path) -> Non
         ({"split": None}, 2, "fusion 'both' would be tuned on tracks that it is reported on"),
         ({"systems": [{"kind": "avg"}]}, 2, "avg"),
         (
+            {
+                "systems": [
+                    {"kind": "oracle"},
+                    {
+                        "kind": "fusion",
+                        "name": "f",
+                        "of": ["oracle", "random"],
+                        "normalise": "rank",
+                        "weight": 2,
+                    },
+                ]
+            },
+            2,
+            "fusion 'f' has a weight, which normalise: rank knows nothing of",
+        ),
+        (
             {"systems": [{"kind": "oracle", "size": 1}]},
             2,
             "unknown key 'systems.0.size'; valid keys here are kind, name",
@@ -227,6 +252,84 @@ def test_bad_input_is_one_sentence(
     assert sentence in output
     assert "Traceback" not in output
     assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("held_gib", [4, 0])
+def test_ids_of_another_kind_are_no_poor_system(place: Path, tmp_path: Path, held_gib: float) -> None:
+    (tmp_path / "ids.txt").write_text(
+        "\n".join(f"other-{i}" for i in range(len(np.load(place / "matrix.npy"))))
+    )
+    matrix = {
+        "kind": "matrix",
+        "name": "m",
+        "uri": str(place / "matrix.npy"),
+        "ids": str(tmp_path / "ids.txt"),
+    }
+    vectors = {"kind": "embeddings", "name": "e", "uri": str(place / "clews"), "id_from_path": "(.*)[.]pt"}
+    for system in (matrix, vectors):
+        with pytest.raises(
+            ConfigError, match=f"'{system['name']}' knows none of the 24 tracks.*like 'set:V-12'"
+        ):
+            evaluate_here(place, tmp_path / "out", systems=[system], resources={"held_gib": held_gib})
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_other_ids_beside_the_same_matrix_are_ranked_anew(place: Path, tmp_path: Path) -> None:
+    ids = (place / "ids.txt").read_text().splitlines()
+    system = {
+        "kind": "matrix",
+        "name": "m",
+        "uri": str(place / "matrix.npy"),
+        "ids": str(tmp_path / "ids.txt"),
+    }
+    found = []
+    for order in (ids, [*ids[1:], ids[0]]):
+        (tmp_path / "ids.txt").write_text("\n".join(order))
+        evaluate_here(place, tmp_path / "out", systems=[system])
+        found.append(systems(tmp_path / "out")["m"]["views"]["all"]["map"]["mean"])
+    assert found[0] == 1.0
+    assert found[1] < 0.9
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_changed_recipe_leaves_no_mixture_behind(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, average = tmp_path / "out", [{"kind": "avg_embedding", "name": "avg"}]
+    evaluate_here(place, out, systems=average)
+    storage_write = Storage.write
+
+    def write(self: Storage, uri: str, data: bytes) -> None:
+        storage_write(self, uri, data)
+        if "/per_query/" in uri:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Storage, "write", write)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_here(place, out, systems=average, split="val")
+    with pytest.raises(ConfigError, match="nor a finished evaluation"):
+        write_report(Storage(), str(out))
+    monkeypatch.undo()
+    evaluate_here(place, out, systems=average, split="val")
+    assert json.loads((out / "metrics.json").read_text())["collection"]["queries"] == 12
+    assert write_report(Storage(), str(out)).endswith("report.html")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_tuned_on_test_is_said(place: Path, tmp_path: Path) -> None:
+    fused = [
+        {"kind": "oracle"},
+        {"kind": "avg_embedding", "name": "avg"},
+        {"kind": "fusion", "name": "f", "of": ["oracle", "avg"], "normalise": "learned"},
+    ]
+    for tuning_split, said in (("test", True), ("val", False)):
+        out = tmp_path / tuning_split
+        evaluate_here(place, out, systems=fused, tuning_split=tuning_split, tune_on_test=True)
+        assert json.loads((out / "metrics.json").read_text())["tuned_on_test"] is said
+        page = Path(write_report(Storage(), str(out))).read_text()
+        assert ("tuned on tracks that it is reported on" in page) is said
+        assert "s of audio per second" not in page  # the store names no run that worked
 
 
 def _die_once(piece: int, folder: str) -> int:

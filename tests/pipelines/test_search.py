@@ -89,6 +89,7 @@ def test_an_audio_file_is_embedded_as_the_store_was(
         (("t006.wav", "--approximate", "x"), 2, "add --by avg_embedding"),
         (("t006.wav", "--by", "embedding"), 2, "has no embeddings: `wealy embed` makes them"),
         (("la la", "--text", "--by", "avg_embedding"), 2, "the query has no states"),
+        (("...", "--text"), 2, "the query has no words that could be compared by tfidf_characters\n"),
     ],
 )
 def test_bad_queries_are_one_sentence(store: Path, arguments: tuple, code: int, sentence: str) -> None:

@@ -100,6 +100,7 @@ def write_run(root: Path, names: list[str], num_cliques: int, *, optional: bool)
             "ok": 1200,
             "failed": 40,
             "audio_s": 250_000.0,
+            "audio_s_per_s": 1234.5,
             "states": 600_000,
             "languages": {"en": 800, "es": 200, "pt": 110, "ja": 60, "": 30},
             "failures": {"decoder_error": 28, "missing_object": 12},
@@ -111,7 +112,8 @@ def write_run(root: Path, names: list[str], num_cliques: int, *, optional: bool)
         metrics["fusion_curves"] = [{**curve, "map": [0.5, 0.62, 0.68, 0.66, 0.6], "chosen": 0.5}]
         clique = np.repeat(np.arange(12), 4)[rng.permutation(48)]
         similarity = rng.normal(0.2, 0.1, (48, 48)) + 0.5 * (clique[:, None] == clique)
-        names_ = {"track_ids": [f"t{i}" for i in range(48)], "clique_ids": [f"c{c:02d}" for c in clique]}
+        ids = {"track_ids": [f"t{i}" for i in range(48)], "clique_ids": [f"c{c:02d}" for c in clique]}
+        names_ = {**ids, "system": "AvgEmb"}
         np.savez(root / "sample.npz", similarity=similarity.astype(np.float32), **names_)
         text = [
             HOSTILE + " under the same moon we sing until the morning comes again\n" * (i % 2)
@@ -180,6 +182,8 @@ def test_tables_hold_the_numbers(full: tuple[Path, dict, str]) -> None:
     extraction = section(page, "extraction")
     assert "the codec refuses the stream" in extraction
     assert "69.4 hours" in extraction
+    assert "1,234.5 s of audio per second" in extraction
+    assert "Similarity of a sample&#39;s tracks by AvgEmb" in section(page, "sample")
     assert f"MAP {expected_chance(pa.Table.from_pylist(query_rows(0, 20, 0))):.4f}" in page
 
 
@@ -245,6 +249,19 @@ def test_a_folder_without_an_evaluation_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run" / "per_query" / "0.parquet").unlink()
     with pytest.raises(ConfigError, match=r"0\.parquet is missing.*`wealy evaluate` again"):
         write_report(Storage(), str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "per_query/0.parquet", "sample.npz", "transcripts.parquet"])
+@pytest.mark.parametrize("how", ["cut", "other", "flipped"])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, how: str) -> None:
+    write_run(tmp_path, ["WEALY"], 4, optional=True)
+    data = (tmp_path / name).read_bytes()
+    middle = len(data) // 3
+    flipped = data[:middle] + bytes(b ^ 0xFF for b in data[middle : middle + 40]) + data[middle + 40 :]
+    damaged = {"cut": data[: 2 * middle], "other": b"[]", "flipped": flipped}[how]
+    (tmp_path / name).write_bytes(damaged)
+    with pytest.raises(ConfigError, match=rf"{name} is .*run `wealy evaluate` again"):
+        write_report(Storage(), str(tmp_path))
 
 
 def test_eleven_points_against_a_slow_loop() -> None:
@@ -367,10 +384,11 @@ def test_a_healthy_evaluation_has_no_findings() -> None:
     assert diagnose(metrics, chance=0.004, repetitive=0.01) == []
     extraction = {"tracks": 100, "failed": 5, "failures": {"not_audio": 5}, "no_speech": [0.9, 0.8, 0.1]}
     curve = {"name": "both", "weights": [0, 1, 2], "map": [0.1, 0.2, 0.3], "chosen": 2}
-    ill = diagnose({**metrics, "extraction": extraction, "fusion_curves": [curve]}, 0.004, 0.4)
-    assert [any(word in s for s in ill) for word in ("not_audio", "silent", "hallucinates", "larger")] == [
-        True
-    ] * 4
+    ill = diagnose(
+        {**metrics, "extraction": extraction, "fusion_curves": [curve], "tuned_on_test": True}, 0.004, 0.4
+    )
+    said = ("not_audio", "silent", "hallucinates", "larger", "too good")
+    assert [word for word in said if any(word in s for s in ill)] == list(said)
 
 
 def test_repetition_and_main_system() -> None:

@@ -28,11 +28,13 @@ from wealy_ray.errors import ConfigError, ReconciliationError, StoreError
 from wealy_ray.pipelines.session import Cluster, connect
 from wealy_ray.pipelines.sharing import share
 from wealy_ray.progress import Progress
+from wealy_ray.report.extract_summary import extraction_speed
 from wealy_ray.report.run_record import RunRecord, now
 from wealy_ray.retrieval.collection import Collection
 from wealy_ray.retrieval.embedded import StoreVectors
 from wealy_ray.retrieval.evaluation import evaluate_tile, num_tiles
 from wealy_ray.retrieval.facts import facts_of_embeddings
+from wealy_ray.retrieval.imports import is_mapping
 from wealy_ray.retrieval.material import Material, collection_of, shard_material, tracks_by_shard
 from wealy_ray.retrieval.metrics import grouped, views_of
 from wealy_ray.retrieval.recipe import (
@@ -162,6 +164,8 @@ class _Run:
             for s in recipe.systems
             if isinstance(s, Embeddings)
         }
+        # an earlier recipe's numbers would stand beside this one's queries, should this run be stopped
+        self.storage.delete(join(recipe.out, "metrics.json"))
         entries = []
         for name, scores in systems.items():
             rows = self._ranked(name, scores, collection)
@@ -185,7 +189,7 @@ class _Run:
             "extraction": self._extraction(material),
             "systems": entries,
             "fusion_curves": curves,
-            "tuned_on_test": recipe.tune_on_test,
+            "tuned_on_test": recipe.tunes_on_test,
         }
         self._leave_a_sample(collection, systems, material)
         # written last: who finds it finds everything it names
@@ -324,11 +328,19 @@ class _Run:
     def _version_of(self, system: Embeddings | DistanceMatrix) -> Sequence[Any]:
         if system.uri is None:
             return self._stored(system).version
+        uris = [system.uri]
+        if isinstance(system, DistanceMatrix):
+            uris.append(system.ids)
+        elif is_mapping(system.id_from_path):
+            uris.append(system.id_from_path)
+        return [version for uri in uris for version in self._versions(uri)]
+
+    def _versions(self, uri: str) -> Sequence[Any]:
         try:
-            info = self.storage.info(system.uri)
+            infos = [self.storage.info(uri)]
         except ObjectMissingError:
-            return [[i.uri, i.etag, i.size] for i in self.storage.list(system.uri)]
-        return [info.etag, info.size]
+            infos = list(self.storage.list(uri))
+        return [[i.uri, i.etag, i.size] for i in infos]
 
     def _counts(self, collection: Collection, material: Material | None) -> dict[str, Any]:
         recipe = self.recipe
@@ -363,6 +375,7 @@ class _Run:
             "ok": status.get("ok", 0),
             "failed": status.get("failed", 0),
             "audio_s": pc.sum(rows["duration_s"]).as_py() or 0.0,
+            "audio_s_per_s": extraction_speed(self.storage, self.reader.root),
             "states": pc.sum(rows["num_states"]).as_py() or 0,
             "languages": counts("language"),
             "failures": counts("error_type"),
@@ -397,7 +410,7 @@ class _Run:
     def _read_table(self, uri: str) -> pa.Table:
         try:
             return pq.read_table(pa.BufferReader(self.storage.read(uri)))
-        except pa.ArrowInvalid as e:
+        except (pa.ArrowException, OSError) as e:
             raise StoreError(f"{uri} is damaged; remove it and run the same command again") from e
 
 

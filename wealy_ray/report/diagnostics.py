@@ -95,6 +95,7 @@ def diagnose(
         *_about_systems(metrics, chance),
         *about_networks(metrics["systems"], gain),
         *_about_fusion(metrics.get("fusion_curves") or []),
+        *_about_tuning(metrics),
     ]
 
 
@@ -183,3 +184,11 @@ def _about_fusion(curves: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             yield (
                 f"The weight chosen for {curve['name']} is the largest one tried ({chosen:g}): try larger ones."
             )
+
+
+def _about_tuning(metrics: Mapping[str, Any]) -> Iterator[str]:
+    if metrics.get("tuned_on_test"):
+        yield (
+            "A fusion was tuned on tracks that it is reported on (tune_on_test): its figures are too good; name "
+            "another tuning_split before they are compared with anything."
+        )

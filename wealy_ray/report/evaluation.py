@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -55,6 +57,9 @@ PER_QUERY_COLUMNS = [
     "first_rank",
     "ranks",
 ]
+
+DAMAGE = (pa.ArrowException, zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError)
+"""What readers of Parquet and `.npz` raise over bytes that are not whole."""
 
 PUBLISHED = (
     ("random", ".001", ".003", ".002"),
@@ -190,11 +195,14 @@ def hardest_cliques(rows: pa.Table) -> list[dict[str, Any]]:
 def _read_metrics(storage: Storage, run: str) -> dict[str, Any]:
     uri = join(run, MARKER)
     try:
-        return json.loads(storage.read(uri))
+        found = json.loads(storage.read(uri))
     except ObjectMissingError as e:
         raise ConfigError(f"{run} holds no evaluation (no {MARKER}); run `wealy evaluate` first") from e
     except ValueError as e:
         raise ConfigError(f"{uri} is no JSON ({e}); run `wealy evaluate` again") from e
+    if not isinstance(found, dict) or not {"title", "collection", "systems"} <= found.keys():
+        raise ConfigError(f"{uri} is not the metrics of an evaluation; run `wealy evaluate` again")
+    return found
 
 
 def _read_queries(storage: Storage, run: str, name: str) -> pa.Table | None:
@@ -204,6 +212,8 @@ def _read_queries(storage: Storage, run: str, name: str) -> pa.Table | None:
         rows = pq.read_table(pa.BufferReader(storage.read(uri)), columns=PER_QUERY_COLUMNS)
     except ObjectMissingError as e:
         raise ConfigError(f"{uri} is missing, which metrics.json names; run `wealy evaluate` again") from e
+    except DAMAGE as e:
+        raise _damaged(uri) from e
     rows = rows.filter(pc.equal(rows["view"], "all"))
     return rows if rows.num_rows else None
 
@@ -211,20 +221,27 @@ def _read_queries(storage: Storage, run: str, name: str) -> pa.Table | None:
 def _read_transcripts(storage: Storage, run: str, wanted: set[str]) -> Transcripts:
     """Looks at all transcripts, batch by batch, and keeps the wanted ones."""
     found = Transcripts()
+    uri = join(run, "transcripts.parquet")
+    num, num_repetitive = 0, 0
     try:
-        file = pq.ParquetFile(pa.BufferReader(storage.read(join(run, "transcripts.parquet"))))
+        file = pq.ParquetFile(pa.BufferReader(storage.read(uri)))
+        for batch in file.iter_batches(batch_size=4096, columns=["track_id", "text"]):
+            for row in batch.to_pylist():
+                text = row["text"] or ""
+                num += 1
+                num_repetitive += diagnostics.is_repetitive(text)
+                if row["track_id"] in wanted:
+                    found.texts[row["track_id"]] = text
     except ObjectMissingError:
         return found
-    num, num_repetitive = 0, 0
-    for batch in file.iter_batches(batch_size=4096, columns=["track_id", "text"]):
-        for row in batch.to_pylist():
-            text = row["text"] or ""
-            num += 1
-            num_repetitive += diagnostics.is_repetitive(text)
-            if row["track_id"] in wanted:
-                found.texts[row["track_id"]] = text
+    except DAMAGE as e:
+        raise _damaged(uri) from e
     found.repetitive = num_repetitive / num if num else None
     return found
+
+
+def _damaged(uri: str) -> ConfigError:
+    return ConfigError(f"{uri} is damaged; run `wealy evaluate` again, which goes on from what it has ranked")
 
 
 def _draw_overview(systems: Sequence[Mapping[str, Any]]) -> Iterator[Drawing]:
@@ -278,16 +295,19 @@ def _draw_fusion(curves: Sequence[Mapping[str, Any]]) -> Iterator[Drawing]:
 
 
 def _draw_sample(storage: Storage, run: str) -> Iterator[Drawing]:
+    uri = join(run, "sample.npz")
     try:
-        data = storage.read(join(run, "sample.npz"))
+        with np.load(io.BytesIO(storage.read(uri)), allow_pickle=False) as sample:
+            similarity, cliques = sample["similarity"], [str(c) for c in sample["clique_ids"]]
+            system = str(sample["system"])
     except ObjectMissingError:
         return
-    with np.load(io.BytesIO(data), allow_pickle=False) as sample:
-        similarity, cliques = sample["similarity"], [str(c) for c in sample["clique_ids"]]
+    except DAMAGE as e:
+        raise _damaged(uri) from e
     if cliques:
         alt = f"Similarities of {len(cliques)} tracks of {len(set(cliques))} cliques, cliques along the diagonal."
         png = figures.similarity_matrix(similarity, cliques)
-        yield Drawing("similarity", "Similarity of a sample's tracks", alt, png)
+        yield Drawing("similarity", f"Similarity of a sample's tracks by {system}", alt, png)
 
 
 def _draw_extraction(extraction: Mapping[str, Any]) -> Iterator[Drawing]:

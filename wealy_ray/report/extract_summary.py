@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from wealy_ray.report.tables import counts_in_words, two_columns
+from wealy_ray.storage import Storage, join
 
 
 @dataclass
@@ -56,6 +58,17 @@ def sum_engines(counters: Iterable[dict[str, float]]) -> dict[str, float]:
     if totals.get("slot_steps"):
         totals["slot_utilisation"] = round(totals["live_slot_steps"] / totals["slot_steps"], 4)
     return totals
+
+
+def extraction_speed(storage: Storage, root: str) -> float | None:
+    """Seconds of audio per second over all runs of a store that ended; None: none of them worked on a track."""
+    work_s = audio_s = 0.0
+    for info in storage.list(join(root, "runs")):
+        if info.uri.endswith("/run.json"):
+            record = json.loads(storage.read(info.uri))
+            work_s += record.get("work_s") or 0.0
+            audio_s += record.get("work_audio_s") or 0.0
+    return audio_s / work_s if work_s else None
 
 
 def extract_table(s: ExtractSummary) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import numpy as np
 import pyarrow as pa
@@ -94,9 +94,14 @@ def open_embeddings(storage: Storage, uri: str, id_from_path: str | None = None)
             f"{uri} is a folder of .pt files: id_from_path must say how a path gives the track's id"
         )
     rule: str | Mapping[str, str] = id_from_path
-    if id_from_path.endswith(".json"):
+    if is_mapping(id_from_path):
         rule = _read_mapping(storage, id_from_path)
     return PtFolder.of(storage, uri, tensors, rule)
+
+
+def is_mapping(id_from_path: str | None) -> TypeGuard[str]:
+    """Whether a rule is the URI of a file that gives the ids."""
+    return id_from_path is not None and id_from_path.endswith(".json")
 
 
 @dataclass(frozen=True, eq=False)

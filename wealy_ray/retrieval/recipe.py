@@ -162,13 +162,16 @@ class EvaluateRecipe(Settings):
             if name in seen:
                 raise ValueError(f"two systems are called '{name}'")
             if isinstance(system, Fusion):
+                if system.normalise in ("rank", "learned") and "weight" in system.model_fields_set:
+                    raise ValueError(
+                        f"fusion '{name}' has a weight, which normalise: {system.normalise} knows nothing of"
+                    )
                 unknown = [part for part in system.of if part not in seen]
                 if unknown:
                     raise ValueError(f"fusion '{name}': no system further up is called '{unknown[0]}'")
                 if self.tuned(system) and self.tuning_split is None:
                     raise ValueError(f"fusion '{name}' is tuned: tuning_split must be named")
-                overlaps = self.split is None or self.split == self.tuning_split
-                if self.tuned(system) and overlaps and not self.tune_on_test:
+                if self.tuned(system) and self._overlaps and not self.tune_on_test:
                     raise ValueError(
                         f"fusion '{name}' would be tuned on tracks that it is reported on; set split and "
                         "tuning_split to different splits, or tune_on_test: true"
@@ -177,6 +180,15 @@ class EvaluateRecipe(Settings):
                 raise ValueError(f"system '{name}' needs a store")
             seen.add(name)
         return self
+
+    @property
+    def _overlaps(self) -> bool:
+        return self.split is None or self.split == self.tuning_split
+
+    @property
+    def tunes_on_test(self) -> bool:
+        """Whether a fusion learns from tracks that it is reported on."""
+        return self._overlaps and any(isinstance(s, Fusion) and self.tuned(s) for s in self.systems)
 
     @staticmethod
     def tuned(system: Fusion) -> bool:

@@ -76,7 +76,8 @@ def find_nearest(material: pa.Table, query: dict[str, Any], by: str, top: int) -
         raise ConfigError(
             "the query has no states: --by avg_embedding compares a track or an audio file"
             if by == "avg_embedding"
-            else f"the query has no words that could be compared by {by}; try --by avg_embedding"
+            else f"the query has no words that could be compared by {by}"
+            + ("; try --by avg_embedding" if query["mean_all"] is not None else "")
         )
     row = scores.rows(place)[0].cpu().numpy()
     nearest = np.argsort(-row, kind="stable")[:top]

@@ -62,9 +62,11 @@ def build_scores(
     if isinstance(system, Embeddings):
         source = _source(system, storage, states_root)
         sets = _sets(system, source, collection, storage, scratch=scratch, held_bytes=held_bytes)
-        return MultiVectorScores(sets, collection.candidates, system.distance, system.reduction)
+        scores = MultiVectorScores(sets, collection.candidates, system.distance, system.reduction)
+        return _known(scores, system, collection, system.uri or states_root)
     if isinstance(system, DistanceMatrix):
-        return MatrixScores.of(collection, *read_matrix(storage, system.uri, system.ids))
+        read = read_matrix(storage, system.uri, system.ids)
+        return _known(MatrixScores.of(collection, *read), system, collection, system.ids)
     assert material is not None, "the recipe was checked"
     if isinstance(system, AverageEmbedding):
         vectors, missing = material.means(list(collection.track_ids), system.positions)
@@ -129,6 +131,14 @@ def fuse(
     tuning_a, tuning_b = (scores[name] for name in system.of)
     if system.normalise == "learned":
         fitted = fit_fusion(tuning_a, tuning_b, on)
+        log.info(
+            "%s: %.3g x %s + %.3g x %s",
+            system.name,
+            fitted.weight_a,
+            system.of[0],
+            fitted.weight_b,
+            system.of[1],
+        )
         return LearnedFusion(a, b, columns, fitted.weight_a, fitted.weight_b), None
     curve, weight = choose_weight(tuning_a, tuning_b, on, system.weights, system.normalise)
     chosen = {"weights": [w for w, _ in curve], "map": [m for _, m in curve], "chosen": weight}
@@ -152,6 +162,18 @@ def _standardised(
 def _reference_ids(material: Material, system: AverageEmbedding) -> Sequence[str]:
     splits = material.splits
     return [t for t, split in splits.items() if split == system.standardise_by]
+
+
+def _known(
+    scores: Scores, system: Embeddings | DistanceMatrix, collection: Collection, where: str | None
+) -> Scores:
+    """The scores, where they know one of the tracks at least: ids of another kind would pass for a poor system."""
+    if scores.missing.all():
+        raise ConfigError(
+            f"'{system.name}' knows none of the {len(collection)} tracks that are compared: no id of {where} is one "
+            f"of the manifest's, which are like '{collection.track_ids[0]}'"
+        )
+    return scores
 
 
 def _source(system: Embeddings, storage: Storage, states_root: str | None) -> VectorSource:
