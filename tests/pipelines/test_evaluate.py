@@ -21,6 +21,7 @@ from wealy_ray.errors import ConfigError
 from wealy_ray.pipelines.evaluate import run_evaluate
 from wealy_ray.pipelines.session import connect
 from wealy_ray.pipelines.sharing import share
+from wealy_ray.report.metrics_table import metrics_table
 from wealy_ray.report.run_page import write_report
 from wealy_ray.retrieval.collection import Collection
 from wealy_ray.retrieval.evaluation import evaluate, evaluate_tile, num_tiles
@@ -154,6 +155,10 @@ def test_systems_stand_in_the_order_that_is_true(evaluated: tuple[Path, str]) ->
     assert curve["split"] == "val"
     assert curve["chosen"] in curve["weights"]
     assert max(curve["map"]) == curve["map"][curve["weights"].index(curve["chosen"])]
+    (learned,) = metrics["fitted_fusions"]
+    assert [name for name, _ in learned["fitted"]] == ["matrix", "words"]
+    assert f"'learned': {learned['fitted'][0][1]:.3g} x matrix + " in output
+    assert not metrics["tuned_on_test"]
     assert "24 queries of 8 cliques among 24 candidates; 2 of 26 tracks without states, left out" in output
     assert {"within_language", "cross_language"} < set(systems(out)["avg"]["views"])
     known = {name: s["facts"] for name, s in systems(out).items() if s["facts"]}
@@ -221,6 +226,8 @@ def test_tracks_without_states_may_rank_last(place: Path, tmp_path: Path) -> Non
         ({"store": "/nowhere"}, 6, "there is no store at /nowhere"),
         ({"split": None}, 2, "fusion 'both' would be tuned on tracks that it is reported on"),
         ({"systems": [{"kind": "avg"}]}, 2, "avg"),
+        ({"resources": {"threads": 500}}, 10, "need 500 CPUs at least"),
+        ({"resources": {"gpus": 99}}, 10, "set resources.gpus: 0 to rank on CPUs"),
         (
             {
                 "systems": [
@@ -326,7 +333,9 @@ def test_tuned_on_test_is_said(place: Path, tmp_path: Path) -> None:
     for tuning_split, said in (("test", True), ("val", False)):
         out = tmp_path / tuning_split
         evaluate_here(place, out, systems=fused, tuning_split=tuning_split, tune_on_test=True)
-        assert json.loads((out / "metrics.json").read_text())["tuned_on_test"] is said
+        metrics = json.loads((out / "metrics.json").read_text())
+        assert metrics["tuned_on_test"] is said
+        assert ("chosen on tracks that are reported on" in metrics_table(str(out), metrics)) is said
         page = Path(write_report(Storage(), str(out))).read_text()
         assert ("tuned on tracks that it is reported on" in page) is said
         assert "s of audio per second" not in page  # the store names no run that worked

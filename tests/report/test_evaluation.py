@@ -109,6 +109,8 @@ def write_run(root: Path, names: list[str], num_cliques: int, *, optional: bool)
         }
         weights = [0.0, 0.25, 0.5, 0.75, 1.0]
         curve = {"name": "WEALY + CLEWS", "split": "validation", "weights": weights}
+        fitted = [["WEALY", 3.21], ["TF-IDF words", 0.5]]
+        metrics["fitted_fusions"] = [{"name": "learned", "split": "validation", "fitted": fitted}]
         metrics["fusion_curves"] = [{**curve, "map": [0.5, 0.62, 0.68, 0.66, 0.6], "chosen": 0.5}]
         clique = np.repeat(np.arange(12), 4)[rng.permutation(48)]
         similarity = rng.normal(0.2, 0.1, (48, 48)) + 0.5 * (clique[:, None] == clique)
@@ -182,6 +184,7 @@ def test_tables_hold_the_numbers(full: tuple[Path, dict, str]) -> None:
     extraction = section(page, "extraction")
     assert "the codec refuses the stream" in extraction
     assert "69.4 hours" in extraction
+    assert "learned: score = 3.21 &times; WEALY + 0.5 &times; TF-IDF words, fitted" in section(page, "fusion")
     assert "1,234.5 s of audio per second" in extraction
     assert "Similarity of a sample&#39;s tracks by AvgEmb" in section(page, "sample")
     assert f"MAP {expected_chance(pa.Table.from_pylist(query_rows(0, 20, 0))):.4f}" in page

@@ -138,6 +138,13 @@ def test_zero_vectors_are_kept_and_nan_is_refused():
         VectorScores.cosine(collection, vectors, none)
 
 
+def test_where_nobody_has_a_vector_all_are_missing():
+    collection = Collection.of(["a", "b", "c"], ["x", "x", None])
+    scores = VectorScores.cosine(collection, np.zeros((3, 0), np.float32), np.ones(3, bool))
+    found = evaluate(scores, collection)
+    assert found["first_rank"].to_pylist() == [2, 2]
+
+
 def test_a_doubled_id_is_refused():
     with pytest.raises(ManifestError, match="'a' stands twice"):
         Collection.of(["a", "b", "a"], [None, None, None])

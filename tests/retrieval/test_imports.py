@@ -105,8 +105,9 @@ def test_a_mapping_that_does_not_fit_is_refused(folder, text, message, tmp_path_
         (torch.zeros(0, 5), r"bad.pt is \[0, 5\]"),
         (torch.zeros(2, 4), "have 4 dimensions|have 5 dimensions"),
         (torch.tensor([1.0, 2, 3, torch.nan, 5]), "1 tracks hold NaN or infinity: 'bad'"),
-        ({"a": 1}, "no tensor of floating-point"),
-        (torch.zeros(2, 5, dtype=torch.long), "no tensor of floating-point"),
+        ({"a": 1}, "no dense tensor of floating-point"),
+        (torch.zeros(2, 5, dtype=torch.long), "no dense tensor of floating-point"),
+        (torch.eye(5).to_sparse(), "no dense tensor of floating-point"),
         (b"PK\x03\x04 cut", "cannot be read as a tensor"),
     ],
 )

@@ -68,6 +68,15 @@ def test_nothing_to_ask_is_one_sentence(tables):
         collection_of(a_recipe(), *tables, "train")
 
 
+def test_a_kind_that_nobody_has_is_named(tables):
+    manifest, material = tables
+    with pytest.raises(ManifestError, match="no track of kind 'covers'; it has cover, live, original"):
+        collection_of(a_recipe(query_kinds=["covers"]), manifest, material, "test")
+    nameless = manifest.set_column(3, "kind", pa.nulls(len(manifest), pa.string()))
+    with pytest.raises(ManifestError, match="no track of kind 'original'; it names no kinds"):
+        collection_of(a_recipe(candidate_kinds=["original"]), nameless, material, "test")
+
+
 def test_means_and_what_is_missing(tables):
     _, material = tables
     vectors, missing = material.means(["b1", "a2", "a0"], "all")

@@ -57,6 +57,13 @@ def test_a_bad_matrix_is_refused(tmp_path, matrix, ids, message):
         read_matrix(*a_matrix(tmp_path, matrix, ids))
 
 
+def test_an_archive_is_no_matrix(tmp_path):
+    np.savez(tmp_path / "d.npz", d=np.zeros((2, 2)))
+    (tmp_path / "ids.txt").write_text("a\nb\n")
+    with pytest.raises(StoreError, match=r"d\.npz is an archive of several arrays"):
+        read_matrix(Storage(), str(tmp_path / "d.npz"), str(tmp_path / "ids.txt"))
+
+
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
 def test_nan_in_a_matrix_is_named(value):
     matrix = np.zeros((600, 600), np.float32)

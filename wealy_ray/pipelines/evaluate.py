@@ -24,8 +24,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from wealy_ray.catalog import Manifest, read_manifest, tracks_of_split
-from wealy_ray.errors import ConfigError, ReconciliationError, StoreError
-from wealy_ray.pipelines.session import Cluster, connect
+from wealy_ray.errors import ReconciliationError, StoreError
+from wealy_ray.pipelines.session import Cluster, check_room, connect
 from wealy_ray.pipelines.sharing import share
 from wealy_ray.progress import Progress
 from wealy_ray.report.extract_summary import extraction_speed
@@ -44,6 +44,7 @@ from wealy_ray.retrieval.recipe import (
     EvaluateRecipe,
     EvaluateResources,
     Fusion,
+    SentenceBaseline,
     SystemSettings,
     name_of,
 )
@@ -89,7 +90,7 @@ def run_evaluate(recipe: EvaluateRecipe) -> Evaluated:
     if recipe.store is not None:
         reader = StoreReader.open(storage, recipe.store, recipe.extractor_id, recipe.index)
         _check_embeddings(recipe, reader)
-    run = _Run(recipe, storage, manifest, reader, connect())
+    run = _Run(recipe, storage, manifest, reader, _cluster_for(recipe))
     record = RunRecord(
         storage,
         join(recipe.out, "run.json"),
@@ -111,6 +112,19 @@ def run_evaluate(recipe: EvaluateRecipe) -> Evaluated:
         ended_at=now(), outcome="done", exit_code=0, wall_s=time.monotonic() - began_s, ranked=run.ranked
     )
     return found
+
+
+def _cluster_for(recipe: EvaluateRecipe) -> Cluster:
+    cluster = connect()
+    check_room(
+        cluster,
+        recipe.resources.gpus,
+        recipe.resources.threads,
+        workers="workers",
+        fewer_gpus="set resources.gpus: 0 to rank on CPUs",
+        fewer_cpus="lower resources.threads",
+    )
+    return cluster
 
 
 def _check_embeddings(recipe: EvaluateRecipe, reader: StoreReader) -> None:
@@ -152,12 +166,15 @@ class _Run:
         for system in plain:
             log.info("preparing %s", name_of(system))
             systems[name_of(system)] = self._built(system, collection, material)
-        curves = []
+        curves: list[dict[str, Any]] = []
+        fitted: list[dict[str, Any]] = []
         for fusion in (s for s in recipe.systems if isinstance(s, Fusion)):
-            scores, chosen = fuse(fusion, collection, systems, self._tuning(fusion, material))
+            scores, chosen = fuse(fusion, collection, systems, self._tuning(fusion, collection, material))
             systems[fusion.name] = scores
             if chosen is not None:
-                curves.append({"name": fusion.name, "split": recipe.tuning_split, **chosen})
+                (fitted if "fitted" in chosen else curves).append(
+                    {"name": fusion.name, "split": recipe.tuning_split, **chosen}
+                )
         kinds |= {name_of(s): s.kind for s in recipe.systems}
         facts = {
             name_of(s): facts_of_embeddings(self.storage, s.uri or self._stored(s).reader.root)
@@ -189,6 +206,7 @@ class _Run:
             "extraction": self._extraction(material),
             "systems": entries,
             "fusion_curves": curves,
+            "fitted_fusions": fitted,
             "tuned_on_test": recipe.tunes_on_test,
         }
         self._leave_a_sample(collection, systems, material)
@@ -248,21 +266,32 @@ class _Run:
         return Material(table, splits)
 
     def _tuning(
-        self, fusion: Fusion, material: Material | None
+        self, fusion: Fusion, collection: Collection, material: Material | None
     ) -> tuple[Collection, Mapping[str, Scores]] | None:
         recipe = self.recipe
         if not recipe.tuned(fusion):
             return None
         on = collection_of(recipe, self.manifest.table, material, recipe.tuning_split)
+        self._warn_of_shared_cliques(fusion.name, on, collection)
         scores: dict[str, Scores] = dict(standing_rows(on, material, recipe.seed))
         needed = {name_of(s): s for s in recipe.systems}
         for name in fusion.of:
             part = needed.get(name)
-            if isinstance(part, Fusion):
-                raise ConfigError(f"fusion '{fusion.name}' cannot be tuned over another fusion, '{name}'")
             if part is not None:
+                assert not isinstance(part, Fusion), "the recipe was checked"
                 scores[name] = self._built(part, on, material)
         return on, scores
+
+    def _warn_of_shared_cliques(self, fusion: str, on: Collection, collection: Collection) -> None:
+        shared = sorted(set(on.clique_names) & set(collection.clique_names))
+        if shared and not self.recipe.tunes_on_test:
+            log.warning(
+                "fusion '%s' is tuned on versions of %d cliques that it is reported on, e.g. '%s': put each "
+                "clique into one split",
+                fusion,
+                len(shared),
+                shared[0],
+            )
 
     def _ranked(self, name: str, scores: Scores, collection: Collection) -> pa.Table:
         """Rows of all queries; shards that an earlier run left are taken as they are."""
@@ -315,7 +344,7 @@ class _Run:
             self.manifest.digest,
             self.reader.extractor_id if self.reader else None,
             self.reader.index.number if self.reader else None,
-            [self._version_of(s) for s in self.recipe.systems if isinstance(s, Embeddings | DistanceMatrix)],
+            [self._version_of(s) for s in self.recipe.systems],
             len(collection),
         ]
         return hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
@@ -325,14 +354,17 @@ class _Run:
         assert self.reader is not None, "the recipe was checked"
         return StoreVectors.open(self.storage, self.reader.root, system.embedder_id)
 
-    def _version_of(self, system: Embeddings | DistanceMatrix) -> Sequence[Any]:
-        if system.uri is None:
-            return self._stored(system).version
-        uris = [system.uri]
+    def _version_of(self, system: SystemSettings) -> Sequence[Any]:
+        """Changes whenever a file does that the system is made of, those of the store's extraction excepted."""
+        uris: list[str] = []
         if isinstance(system, DistanceMatrix):
-            uris.append(system.ids)
-        elif is_mapping(system.id_from_path):
-            uris.append(system.id_from_path)
+            uris = [system.uri, system.ids]
+        elif isinstance(system, SentenceBaseline):
+            uris = [system.model]  # a folder, maybe; a name has no files here
+        elif isinstance(system, Embeddings):
+            if system.uri is None:
+                return self._stored(system).version
+            uris = [system.uri, *([system.id_from_path] if is_mapping(system.id_from_path) else [])]
         return [version for uri in uris for version in self._versions(uri)]
 
     def _versions(self, uri: str) -> Sequence[Any]:

@@ -109,18 +109,20 @@ def first_ranks(ranks: Mapping[str, np.ndarray]) -> Figure:
 
 @png
 def fusion_curves(curves: Sequence[Mapping[str, Any]]) -> Figure:
-    """MAP against the fusion weight; a ring marks the chosen one."""
+    """MAP against the fusion weight, on an axis of square roots; a ring marks the chosen one."""
     figure = blank(3.3 + 0.2 * min(len(curves), MAX_SYSTEMS))
     axes = figure.subplots()
     names = []
     for i, curve in enumerate(curves[:MAX_SYSTEMS]):
-        weights, values = np.asarray(curve["weights"], float), np.asarray(curve["map"], float)
-        axes.plot(weights, values, color=COLOURS[i], marker=MARKERS[i], markersize=5)
+        places, values = _rooted(curve["weights"]), np.asarray(curve["map"], float)
+        axes.plot(places, values, color=COLOURS[i], marker=MARKERS[i], markersize=5)
         if curve.get("chosen") is not None:
-            best = np.argmin(np.abs(weights - curve["chosen"]))
+            best = np.argmin(np.abs(places - _rooted([curve["chosen"]])))
             ring: dict[str, Any] = {"facecolors": "none", "edgecolors": COLOURS[i], "linewidths": 1.6}
-            axes.scatter(weights[best : best + 1], values[best : best + 1], s=170, zorder=3, **ring)
+            axes.scatter(places[best : best + 1], values[best : best + 1], s=170, zorder=3, **ring)
         names.append(f"{curve['name']} ({curve['split']})" if curve.get("split") else str(curve["name"]))
+    ticks = _apart(sorted({float(w) for curve in curves for w in curve["weights"]}))
+    axes.set_xticks(_rooted(ticks), [f"{weight:g}" for weight in ticks])
     axes.margins(y=0.12)
     axes.set_xlabel("fusion weight; ring: the chosen one")
     axes.set_ylabel("MAP (0 to 1)")
@@ -193,3 +195,19 @@ def _dot(axes: Axes, span: Span, y: float, colour: str, marker: str) -> None:
     mean, low, high = span
     axes.hlines(y, low, high, color=colour, linewidth=1.6)
     axes.plot([mean], [y], marker=marker, color=colour, markersize=5, linestyle="none")
+
+
+def _rooted(weights: Sequence[float]) -> np.ndarray:
+    """Where weights stand: most of what is tried is small."""
+    values = np.asarray(weights, np.float64)
+    return np.sign(values) * np.sqrt(np.abs(values))
+
+
+def _apart(weights: Sequence[float]) -> list[float]:
+    """Ascending weights whose labels do not touch: the last, and others before it."""
+    places = _rooted(weights)
+    kept = [len(weights) - 1]
+    for i in range(len(weights) - 2, -1, -1):
+        if places[kept[-1]] - places[i] > 0.07 * np.ptp(places):
+            kept.append(i)
+    return [weights[i] for i in reversed(kept)]

@@ -24,6 +24,14 @@ def metrics_table(out: str, metrics: dict[str, Any]) -> str:
         f"  weight of '{curve['name']}': {curve['chosen']:g}, chosen on split '{curve['split']}'"
         for curve in metrics["fusion_curves"]
     ]
+    chosen += [
+        f"  '{f['name']}': {' + '.join(f'{w:.3g} x {name}' for name, w in f['fitted'])}, fitted on split '{f['split']}'"
+        for f in metrics["fitted_fusions"]
+    ]
+    if metrics["tuned_on_test"]:
+        chosen.append(
+            "  these weights were chosen on tracks that are reported on: their fusions' figures are too good"
+        )
     return "\n".join([title, *lines, *chosen])
 
 

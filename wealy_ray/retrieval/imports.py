@@ -386,8 +386,8 @@ def _read_pt(storage: Storage, uri: str) -> np.ndarray:
         tensor = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as e:  # torch raises errors of many kinds for what it cannot read
         raise StoreError(f"{uri} cannot be read as a tensor: {type(e).__name__}") from e
-    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-        raise StoreError(f"{uri} holds no tensor of floating-point numbers")
+    if not (isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.layout == torch.strided):
+        raise StoreError(f"{uri} holds no dense tensor of floating-point numbers")
     if tensor.ndim not in (1, 2) or 0 in tensor.shape:
         raise StoreError(f"the tensor in {uri} is {list(tensor.shape)}; it must be [S, z] or [z]")
     return tensor.detach().float().reshape(-1, tensor.shape[-1]).numpy()

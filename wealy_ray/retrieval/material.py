@@ -177,6 +177,7 @@ def collection_of(
         for row, found in zip(rows, detected, strict=True)
     ]
     kinds = [row["kind"] for row in rows]
+    _check_kinds(recipe, manifest)
     collection = Collection.of(
         [row["track_id"] for row in rows],
         [row["clique_id"] for row in rows],
@@ -193,3 +194,15 @@ def collection_of(
             + (" that have states" if material is not None else "")
         )
     return collection
+
+
+def _check_kinds(recipe: EvaluateRecipe, manifest: pa.Table) -> None:
+    """A kind that no track of the manifest has is most likely misspelt."""
+    asked = {*(recipe.query_kinds or ()), *(recipe.candidate_kinds or ())}
+    there = set(pc.unique(manifest["kind"]).to_pylist()) - {None}
+    absent = sorted(asked - there)
+    if absent:
+        raise ManifestError(
+            f"the manifest {recipe.manifest} has no track of kind '{absent[0]}'; "
+            + (f"it has {', '.join(sorted(there))}" if there else "it names no kinds")
+        )

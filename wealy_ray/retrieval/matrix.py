@@ -42,6 +42,8 @@ def read_matrix(storage: Storage, uri: str, ids_uri: str) -> tuple[list[str], np
         raise StoreError(
             f"{uri} is no .npy matrix of numbers, or {ids_uri} no text file with one id per line"
         ) from e
+    if not isinstance(matrix, np.ndarray):
+        raise StoreError(f"{uri} is an archive of several arrays (.npz); name one array (.npy)")
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.dtype.kind != "f":
         raise StoreError(
             f"{uri} is {matrix.dtype} {list(matrix.shape)}; it must be a square of floating-point numbers"

@@ -90,7 +90,9 @@ class Fusion(Settings):
     """Names of two systems further up."""
     weight: float | Literal["tuned"] = 1.5
     """Of the second; 1.5 is the paper's, `tuned` takes the best of `weights` on `tuning_split`."""
-    weights: tuple[float, ...] = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
+    weights: tuple[float, ...] = Field(
+        default=(0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0), min_length=1
+    )
     """What is tried."""
     normalise: Literal["none", "z_score", "min_max", "rank", "learned"] = "none"
     """Per query, before the sum; `rank` is reciprocal rank fusion, `learned` a logistic regression fitted on
@@ -156,10 +158,11 @@ class EvaluateRecipe(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> EvaluateRecipe:
-        seen: set[str] = {"random", "same language"}
+        seen: set[str] = {"random"} if self.store is None else {"random", "same language"}
+        fused: set[str] = set()
         for system in self.systems:
             name = name_of(system)
-            if name in seen:
+            if name in seen or name == "same language":
                 raise ValueError(f"two systems are called '{name}'")
             if isinstance(system, Fusion):
                 if system.normalise in ("rank", "learned") and "weight" in system.model_fields_set:
@@ -169,6 +172,10 @@ class EvaluateRecipe(Settings):
                 unknown = [part for part in system.of if part not in seen]
                 if unknown:
                     raise ValueError(f"fusion '{name}': no system further up is called '{unknown[0]}'")
+                of_fusion = [part for part in system.of if part in fused]
+                if self.tuned(system) and of_fusion:
+                    raise ValueError(f"fusion '{name}' cannot be tuned over another fusion, '{of_fusion[0]}'")
+                fused.add(name)
                 if self.tuned(system) and self.tuning_split is None:
                     raise ValueError(f"fusion '{name}' is tuned: tuning_split must be named")
                 if self.tuned(system) and self._overlaps and not self.tune_on_test:

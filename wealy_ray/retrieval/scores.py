@@ -98,6 +98,8 @@ class VectorScores:
             StoreError: A vector holds NaN or infinity.
         """
         check_vectors(collection.track_ids, vectors, missing)
+        if not vectors.shape[1]:  # nobody has a vector; a product needs a dimension
+            vectors = np.zeros((len(vectors), 1), np.float32)
         unit = unit_rows(np.where(missing[:, None], 0, vectors))
         candidates = collection.candidates
         num_tiles = -(-len(candidates) // CANDIDATE_TILE)

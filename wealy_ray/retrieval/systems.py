@@ -105,6 +105,8 @@ def fuse(
 ) -> tuple[Scores, dict[str, Any] | None]:
     """A fusion of two systems, and how its weight was chosen (None: it was given).
 
+    That is `weights`, the `map` of each and which was `chosen`; or `fitted`, each system and its weight.
+
     Args:
         system: The fusion.
         collection: The evaluated tracks.
@@ -131,15 +133,8 @@ def fuse(
     tuning_a, tuning_b = (scores[name] for name in system.of)
     if system.normalise == "learned":
         fitted = fit_fusion(tuning_a, tuning_b, on)
-        log.info(
-            "%s: %.3g x %s + %.3g x %s",
-            system.name,
-            fitted.weight_a,
-            system.of[0],
-            fitted.weight_b,
-            system.of[1],
-        )
-        return LearnedFusion(a, b, columns, fitted.weight_a, fitted.weight_b), None
+        learned = LearnedFusion(a, b, columns, fitted.weight_a, fitted.weight_b)
+        return learned, {"fitted": [[system.of[0], fitted.weight_a], [system.of[1], fitted.weight_b]]}
     curve, weight = choose_weight(tuning_a, tuning_b, on, system.weights, system.normalise)
     chosen = {"weights": [w for w, _ in curve], "map": [m for _, m in curve], "chosen": weight}
     return WeightedScores(a, b, columns, weight, system.normalise), chosen
