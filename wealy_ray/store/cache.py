@@ -93,7 +93,11 @@ class TrackCache:
                 file.write(payload)
                 file.flush()
                 os.fsync(file.fileno())  # or a crash of the machine could leave a name without its bytes
-            os.rename(temporary, path)
+            with self._usage() as usage:  # a recount sees it under one of its names, never under none
+                if usage is None:
+                    os.unlink(temporary)
+                else:
+                    os.rename(temporary, path)
         except OSError as e:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
