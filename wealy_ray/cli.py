@@ -19,12 +19,11 @@ log = logging.getLogger("wealy_ray")
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs one verb and exits with its code (see `wealy_ray.errors`)."""
-    args = _parser().parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     logging.getLogger("wealy_ray").setLevel(logging.INFO)
     # SIGTERM (a stopped job, a drained node) ends like Ctrl-C: what is finished is published first
     signal.signal(signal.SIGTERM, _interrupt)
-    _leave(_run(args))
+    _leave(run(arguments))
 
 
 def _leave(code: int) -> NoReturn:
@@ -37,7 +36,9 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _run(args: argparse.Namespace) -> int:
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns its exit code, after one sentence where it failed."""
+    args = _parser().parse_args(arguments)
     try:
         args.verb(args)
     except WealyError as e:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.pipelines.support import run_wealy, start_wealy, wait_for, write_recipe
+from tests.pipelines.support import call_wealy, run_wealy, start_wealy, wait_for, write_recipe
 from tests.store.tracks import EXTRACTOR_ID, make_failed, make_track, write
 from wealy_ray.catalog import write_manifest
 from wealy_ray.config import load_settings
@@ -175,18 +175,20 @@ def test_the_metrics_can_be_recomputed(evaluated: tuple[Path, str]) -> None:
         assert np.mean(aps) == pytest.approx(system["views"]["all"]["map"]["mean"], abs=1e-12)
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_a_second_run_ranks_nothing_and_says_the_same(evaluated: tuple[Path, str]) -> None:
     out, _ = evaluated
     before = (out / "metrics.json").read_bytes()
-    code, output = run_wealy("evaluate", out.with_suffix(".yaml"))
+    code, output = call_wealy("evaluate", out.with_suffix(".yaml"))
     assert code == 0, output
     assert (out / "metrics.json").read_bytes() == before
     assert set(json.loads((out / "run.json").read_text())["ranked"].values()) == {0}
-    code, output = run_wealy("report", out)
+    code, output = call_wealy("report", out)
     assert code == 0, output
     assert "c5" in (out / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_killed_in_the_middle_it_goes_on(place: Path, evaluated: tuple[Path, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     path = recipe(place, out)
@@ -195,7 +197,7 @@ def test_killed_in_the_middle_it_goes_on(place: Path, evaluated: tuple[Path, str
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert not (out / "metrics.json").exists()
-    code, output = run_wealy("evaluate", path)
+    code, output = call_wealy("evaluate", path)
     assert code == 0, output
     ranked = json.loads((out / "run.json").read_text())["ranked"]
     assert 0 < sum(ranked.values()) < len(ranked)
@@ -207,10 +209,11 @@ def test_killed_in_the_middle_it_goes_on(place: Path, evaluated: tuple[Path, str
         assert found[name] == system
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_tracks_without_states_may_rank_last(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     path = recipe(place, out, without_states="rank_last", systems=[{"kind": "avg_embedding", "name": "avg"}])
-    code, output = run_wealy("evaluate", path)
+    code, output = call_wealy("evaluate", path)
     assert code == 0, output
     assert "2 of 26 tracks without states, ranked last" in output
     rows = pq.read_table(out / systems(out)["avg"]["per_query"]).to_pylist()
@@ -219,6 +222,7 @@ def test_tracks_without_states_may_rank_last(place: Path, tmp_path: Path) -> Non
     assert systems(out)["avg"]["missing"] == 2
 
 
+@pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize(
     ("changes", "code", "sentence"),
     [
@@ -254,7 +258,7 @@ def test_tracks_without_states_may_rank_last(place: Path, tmp_path: Path) -> Non
 def test_bad_input_is_one_sentence(
     place: Path, tmp_path: Path, changes: dict, code: int, sentence: str
 ) -> None:
-    found, output = run_wealy("evaluate", recipe(place, tmp_path / "out", **changes))
+    found, output = call_wealy("evaluate", recipe(place, tmp_path / "out", **changes))
     assert found == code, output
     assert sentence in output
     assert "Traceback" not in output
@@ -297,6 +301,25 @@ def test_other_ids_beside_the_same_matrix_are_ranked_anew(place: Path, tmp_path:
         found.append(systems(tmp_path / "out")["m"]["views"]["all"]["map"]["mean"])
     assert found[0] == 1.0
     assert found[1] < 0.9
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_one_system_more_costs_one_system(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    names = {str(name): {"kind": name} for name in ("tfidf_words", "bm25", "oracle")}
+    fusion = {"kind": "fusion", "name": "f", "of": ["bm25", "oracle"], "weight": 2.0}
+    evaluate_here(place, out, systems=[names["bm25"], names["oracle"], fusion])
+
+    def ranked(*systems: dict) -> set[str]:
+        evaluate_here(place, out, systems=systems)
+        record = json.loads((out / "run.json").read_text())
+        return {name for name, shards in record["ranked"].items() if shards}
+
+    assert ranked(names["oracle"], names["tfidf_words"], names["bm25"], fusion) == {"tfidf_words"}
+    assert ranked(names["oracle"], names["bm25"], fusion | {"weight": 3.0}) == {"f"}
+    anew = {"kind": "avg_embedding", "name": "bm25"}
+    assert ranked(names["oracle"], anew, fusion) == {"bm25", "f"}, "a fusion is made of its parts"
+    assert ranked(names["bm25"], names["oracle"], fusion) == set()
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -1,64 +1,48 @@
 """`wealy evaluate`: exact metrics of several systems over one collection, shared among Ray workers.
 
-Queries are cut into tiles, tiles into shards of work; each shard becomes one file, so that a run that was stopped
-goes on where it was. What is computed for a shard depends on nothing but its queries: any number of workers gives
-the same bits.
+Queries are cut into tiles, tiles into shards of work (`ranking`). What is computed for a shard depends on nothing but
+its queries: any number of workers gives the same bits.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import logging
-import math
-import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from wealy_ray.catalog import Manifest, read_manifest, tracks_of_split
 from wealy_ray.errors import ReconciliationError, StoreError
+from wealy_ray.pipelines.ranking import Ranking, RankKeys, as_parquet, file_name
 from wealy_ray.pipelines.session import Cluster, check_room, connect
 from wealy_ray.pipelines.sharing import share
 from wealy_ray.progress import Progress
-from wealy_ray.report.extract_summary import extraction_speed
+from wealy_ray.report.evaluation_facts import counts_of, extraction_of, similarity_sample
 from wealy_ray.report.run_record import RunRecord, now
 from wealy_ray.retrieval.collection import Collection
 from wealy_ray.retrieval.embedded import StoreVectors
-from wealy_ray.retrieval.evaluation import evaluate_tile, num_tiles
 from wealy_ray.retrieval.facts import facts_of_embeddings
-from wealy_ray.retrieval.imports import is_mapping
 from wealy_ray.retrieval.material import Material, collection_of, shard_material, tracks_by_shard
 from wealy_ray.retrieval.metrics import grouped, views_of
 from wealy_ray.retrieval.recipe import (
     AverageEmbedding,
-    DistanceMatrix,
     Embeddings,
     EvaluateRecipe,
-    EvaluateResources,
     Fusion,
-    SentenceBaseline,
     SystemSettings,
     name_of,
 )
-from wealy_ray.retrieval.scores import QUERY_TILE, Scores
+from wealy_ray.retrieval.scores import Scores
 from wealy_ray.retrieval.systems import build_scores, fuse, standing_rows
-from wealy_ray.storage import ObjectMissingError, Storage, join
+from wealy_ray.storage import Storage, join
 from wealy_ray.store import StoreReader, is_embedded
 
 log = logging.getLogger(__name__)
-
-RANKS_VERSION = 1
-"""Moved when ranks would differ: shards of another version are not gone on from."""
-SAMPLE_TRACKS = 60
-"""Tracks in the similarity matrix of the report."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +138,7 @@ class _Run:
     ) -> None:
         self.recipe, self.storage, self.manifest, self.reader = recipe, storage, manifest, reader
         self.cluster = cluster
+        self.keys = RankKeys(recipe, storage, manifest.digest, reader)
         self.ranked: dict[str, int] = {}
 
     def execute(self) -> Evaluated:
@@ -177,7 +162,7 @@ class _Run:
                 )
         kinds |= {name_of(s): s.kind for s in recipe.systems}
         facts = {
-            name_of(s): facts_of_embeddings(self.storage, s.uri or self._stored(s).reader.root)
+            name_of(s): facts_of_embeddings(self.storage, s.uri or self._vectors(s).reader.root)
             for s in recipe.systems
             if isinstance(s, Embeddings)
         }
@@ -186,8 +171,8 @@ class _Run:
         entries = []
         for name, scores in systems.items():
             rows = self._ranked(name, scores, collection)
-            path = f"per_query/{_file_name(name)}.parquet"
-            self._write_table(path, rows)
+            path = f"per_query/{file_name(name)}.parquet"
+            self._write(path, as_parquet(rows))
             missing = int(scores.missing.sum())
             entries.append(
                 {
@@ -202,16 +187,23 @@ class _Run:
             )
         metrics = {
             "title": recipe.out.rstrip("/").rsplit("/", 1)[-1],
-            "collection": self._counts(collection, material),
-            "extraction": self._extraction(material),
+            "collection": counts_of(recipe, self.manifest.table, collection, material),
+            "extraction": extraction_of(self.manifest.table, material, self.reader)
+            if material is not None and self.reader is not None
+            else None,
             "systems": entries,
             "fusion_curves": curves,
             "fitted_fusions": fitted,
             "tuned_on_test": recipe.tunes_on_test,
         }
-        self._leave_a_sample(collection, systems, material)
+        shown = next(name for name in systems if name not in ("random", "same language"))
+        sample = similarity_sample(shown, systems[shown], collection)
+        if sample is not None:
+            self._write("sample.npz", sample)
+        if material is not None:
+            self._write("transcripts.parquet", as_parquet(material.table.select(["track_id", "text"])))
         # written last: who finds it finds everything it names
-        self.storage.write(join(recipe.out, "metrics.json"), (json.dumps(metrics, indent=1) + "\n").encode())
+        self._write("metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
         return Evaluated(recipe.out, metrics)
 
     def _built(self, system: SystemSettings, collection: Collection, material: Material | None) -> Scores:
@@ -294,185 +286,18 @@ class _Run:
             )
 
     def _ranked(self, name: str, scores: Scores, collection: Collection) -> pa.Table:
-        """Rows of all queries; shards that an earlier run left are taken as they are."""
-        folder = join(self.recipe.out, "ranks", self._key(collection), _file_name(name))
-        there = {info.uri.rsplit("/", 1)[-1] for info in self.storage.list(folder)}
-        resources = self.recipe.resources
-        shards = math.ceil(num_tiles(collection) / resources.tiles_per_shard)
-        left = [n for n in range(shards) if f"{n:05d}.parquet" not in there]
-        per_shard = resources.tiles_per_shard * QUERY_TILE
-        total = len(collection.queries)
-        before = sum(min(per_shard, total - n * per_shard) for n in range(shards) if n not in left)
-        log.info("ranking by %s: %d queries, %d done before", name, total, before)
-        progress = Progress(total, before, interval_s=self.recipe.progress_every_s)
-        if left:
-            for done in share(
-                _rank_shard,
-                left,
-                _Ranking(scores, collection, folder, resources, self.storage),
-                cluster=self.cluster,
-                cpus=resources.threads,
-                gpus=resources.gpus,
-                max_workers=resources.max_workers,
-            ):
-                progress.tick()
-                if done is not None:
-                    progress.add(done[1], 0, 0.0)
-        self.ranked[name] = len(left)
-        tables = [self._read_table(join(folder, f"{n:05d}.parquet")) for n in range(shards)]
-        rows = pa.concat_tables(tables)
-        asked = rows.filter(pc.equal(rows["view"], "all"))["track_id"].to_pylist()
-        if sorted(asked) != sorted(collection.track_ids[collection.queries]):
-            raise ReconciliationError(
-                f"{total} queries were to be ranked by {name}, {len(set(asked))} were; remove {folder} and run "
-                "the same command again"
-            )
+        folder = join(self.recipe.out, "ranks", file_name(name), self.keys.of(name))
+        ranking = Ranking(name, scores, collection, folder, self.recipe.resources, self.storage)
+        rows, self.ranked[name] = ranking.rows(self.cluster, self.recipe.progress_every_s)
         return rows
 
-    def _key(self, collection: Collection) -> str:
-        """Digest of all that ranks depend on: shards of something else are never mixed in."""
-        recipe = self.recipe.model_dump(
-            mode="json", exclude={"out", "storage", "progress_every_s", "resources"}
-        )
-        facts = [
-            RANKS_VERSION,
-            QUERY_TILE,
-            self.recipe.resources.threads,
-            self.recipe.resources.tiles_per_shard,
-            self.recipe.resources.gpus > 0,
-            recipe,
-            self.manifest.digest,
-            self.reader.extractor_id if self.reader else None,
-            self.reader.index.number if self.reader else None,
-            [self._version_of(s) for s in self.recipe.systems],
-            len(collection),
-        ]
-        return hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
-
-    def _stored(self, system: Embeddings) -> StoreVectors:
+    def _vectors(self, system: Embeddings) -> StoreVectors:
         """The store's own vectors."""
         assert self.reader is not None, "the recipe was checked"
         return StoreVectors.open(self.storage, self.reader.root, system.embedder_id)
 
-    def _version_of(self, system: SystemSettings) -> Sequence[Any]:
-        """Changes whenever a file does that the system is made of, those of the store's extraction excepted."""
-        uris: list[str] = []
-        if isinstance(system, DistanceMatrix):
-            uris = [system.uri, system.ids]
-        elif isinstance(system, SentenceBaseline):
-            uris = [system.model]  # a folder, maybe; a name has no files here
-        elif isinstance(system, Embeddings):
-            if system.uri is None:
-                return self._stored(system).version
-            uris = [system.uri, *([system.id_from_path] if is_mapping(system.id_from_path) else [])]
-        return [version for uri in uris for version in self._versions(uri)]
-
-    def _versions(self, uri: str) -> Sequence[Any]:
-        try:
-            infos = [self.storage.info(uri)]
-        except ObjectMissingError:
-            infos = list(self.storage.list(uri))
-        return [[i.uri, i.etag, i.size] for i in infos]
-
-    def _counts(self, collection: Collection, material: Material | None) -> dict[str, Any]:
-        recipe = self.recipe
-        asked = self.manifest.table["split"].to_pylist()
-        ids = self.manifest.table["track_id"].to_pylist()
-        of_split = [t for t, s in zip(ids, asked, strict=True) if recipe.split is None or s == recipe.split]
-        return {
-            "tracks": len(of_split),
-            "queries": len(collection.queries),
-            "candidates": len(collection.candidates),
-            "cliques": len(np.unique(collection.cliques[collection.queries])),
-            "without_states": sum(t not in material for t in of_split) if material is not None else 0,
-            "policy": recipe.without_states,
-            "split": recipe.split,
-        }
-
-    def _extraction(self, material: Material | None) -> dict[str, Any] | None:
-        if material is None or self.reader is None:
-            return None
-        index = self.reader.index.table
-        rows = index.filter(
-            pc.is_in(index["track_id"], value_set=self.manifest.table["track_id"].combine_chunks())
-        )
-
-        def counts(column: str) -> dict[str, int]:
-            found = pc.value_counts(rows[column].drop_null()).to_pylist()
-            return {v["values"]: v["counts"] for v in sorted(found, key=lambda v: -v["counts"])}
-
-        status = counts("status")
-        return {
-            "tracks": rows.num_rows,
-            "ok": status.get("ok", 0),
-            "failed": status.get("failed", 0),
-            "audio_s": pc.sum(rows["duration_s"]).as_py() or 0.0,
-            "audio_s_per_s": extraction_speed(self.storage, self.reader.root),
-            "states": pc.sum(rows["num_states"]).as_py() or 0,
-            "languages": counts("language"),
-            "failures": counts("error_type"),
-            "states_per_track": material.table["num_states"].to_pylist()[:100_000],
-            "no_speech": pc.list_flatten(material.table["no_speech"]).to_pylist()[:100_000],
-        }
-
-    def _leave_a_sample(
-        self, collection: Collection, systems: Mapping[str, Scores], material: Material | None
-    ) -> None:
-        """Similarities of a few cliques by the first system that is no baseline row, and all transcripts."""
-        name = next(name for name in systems if name not in ("random", "same language"))
-        order = collection.queries[np.argsort(collection.cliques[collection.queries], kind="stable")]
-        order = order[collection.is_candidate[order]][:SAMPLE_TRACKS]
-        if len(order):
-            sample = systems[name].rows(order).cpu().numpy()[:, collection.column_of[order]]
-            sink = io.BytesIO()
-            np.savez(
-                sink,
-                similarity=sample,
-                track_ids=collection.track_ids[order].astype(str),
-                clique_ids=np.array([collection.clique_names[c] for c in collection.cliques[order]]),
-                system=np.array(name),
-            )
-            self.storage.write(join(self.recipe.out, "sample.npz"), sink.getvalue())
-        if material is not None:
-            self._write_table("transcripts.parquet", material.table.select(["track_id", "text"]))
-
-    def _write_table(self, path: str, table: pa.Table) -> None:
-        self.storage.write(join(self.recipe.out, path), _as_parquet(table))
-
-    def _read_table(self, uri: str) -> pa.Table:
-        try:
-            return pq.read_table(pa.BufferReader(self.storage.read(uri)))
-        except (pa.ArrowException, OSError) as e:
-            raise StoreError(f"{uri} is damaged; remove it and run the same command again") from e
-
-
-@dataclass(frozen=True, eq=False)
-class _Ranking:
-    """What all shards of one system share."""
-
-    scores: Scores
-    collection: Collection
-    folder: str
-    resources: EvaluateResources
-    storage: Storage
-
-
-def _rank_shard(shard: int, ranking: _Ranking) -> int:
-    """Ranks a shard's queries and writes them; returns how many there were."""
-    import torch
-
-    resources, collection = ranking.resources, ranking.collection
-    torch.set_num_threads(resources.threads)
-    device = torch.device("cuda" if resources.gpus else "cpu")
-    first = shard * resources.tiles_per_shard
-    tiles = range(first, min(first + resources.tiles_per_shard, num_tiles(collection)))
-    tables = [
-        evaluate_tile(ranking.scores, collection, tile, device=device, num_threads=resources.threads)
-        for tile in tiles
-    ]
-    table = pa.concat_tables(tables)
-    ranking.storage.write(join(ranking.folder, f"{shard:05d}.parquet"), _as_parquet(table))
-    return pc.sum(pc.equal(table["view"], "all")).as_py() or 0
+    def _write(self, path: str, data: bytes) -> None:
+        self.storage.write(join(self.recipe.out, path), data)
 
 
 def _splits(recipe: EvaluateRecipe) -> set[str]:
@@ -486,15 +311,3 @@ def _splits(recipe: EvaluateRecipe) -> set[str]:
 
 def _read_shard(piece: tuple[str, list[str]], reader: StoreReader) -> pa.Table:
     return shard_material(reader, *piece)
-
-
-def _as_parquet(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
-
-
-def _file_name(name: str) -> str:
-    """A system's name as a file name; a digest keeps names apart that differ in odd characters only."""
-    plain = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()
-    return f"{plain}-{hashlib.blake2b(name.encode(), digest_size=3).hexdigest()}"
