@@ -12,6 +12,7 @@ import pytest
 from tests.chaos.chaos_markers import CRASH, HANG, MEMORY, poison
 from tests.pipelines.support import (
     REPOSITORY,
+    call_wealy,
     contents,
     make_manifest,
     make_tracks,
@@ -63,6 +64,7 @@ def make_zoo(folder: Path) -> dict[str, str | None]:
     }
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_zoo_among_good_tracks(tmp_path: Path) -> None:
     audio = tmp_path / "audio"
     make_tracks(audio, 4)
@@ -88,7 +90,7 @@ def test_zoo_among_good_tracks(tmp_path: Path) -> None:
     assert all(reader.track(name).error_message for name, kind in expected.items() if kind)
 
     # status needs neither Ray nor the recipe
-    code, output = run_wealy("status", tmp_path / "store")
+    code, output = call_wealy("status", tmp_path / "store")
     assert code == 0
     assert "15 = 7 ok + 8 failed" in output
     assert "hang.wav: decoder_timeout" in output
@@ -96,7 +98,7 @@ def test_zoo_among_good_tracks(tmp_path: Path) -> None:
     # what was mended outside becomes ok, nothing else is touched
     write_wav(audio / "vanishing.wav", NOISE)
     good_before = {k: v for k, v in found.items() if v[0] == "ok"}
-    code, output = run_wealy("retry-failed", recipe, "max_failure_rate=0.1")
+    code, output = call_wealy("retry-failed", recipe, "max_failure_rate=0.1")
     assert code == 8, output  # 4 of 15 still fail: without chaos the decoder plays the three poisoned files
     assert "more than max_failure_rate = 0.1" in output
     again = contents(tmp_path / "store")
@@ -132,16 +134,17 @@ def test_track_that_kills_its_engine_fails_alone(tmp_path: Path) -> None:
     assert "killed its engine, alone, 2 times" in output
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_changed_audio_is_done_again_and_nothing_else(tmp_path: Path) -> None:
     audio = tmp_path / "audio"
     make_tracks(audio, 3)
     manifest = make_manifest(audio, tmp_path / "manifest.parquet")
     recipe = write_recipe(tmp_path / "recipe.yaml", recipe_settings(manifest, tmp_path / "store"))
-    assert run_wealy("extract", recipe)[0] == 0
+    assert call_wealy("extract", recipe)[0] == 0
     before = contents(tmp_path / "store")
     write_wav(audio / "t001.wav", NOISE[:9_000])
     make_manifest(audio, manifest)
-    code, output = run_wealy("extract", recipe)
+    code, output = call_wealy("extract", recipe)
     assert code == 0, output
     assert "done before  2 tracks" in output
     after = contents(tmp_path / "store")

@@ -15,7 +15,14 @@ import psutil
 import pytest
 import torch
 
-from tests.pipelines.support import run_wealy, save_test_model, start_wealy, wait_for, write_recipe
+from tests.pipelines.support import (
+    call_wealy,
+    run_wealy,
+    save_test_model,
+    start_wealy,
+    wait_for,
+    write_recipe,
+)
 from tests.s3_server import S3Server
 from tests.store.songs import DIM, make_song_store
 from tests.store.tracks import EXTRACTOR_ID, make_failed, make_track, write
@@ -130,7 +137,7 @@ def test_vectors_are_those_of_one_window_at_a_time(songs: Path, undisturbed: dic
 @pytest.mark.usefixtures("undisturbed")
 def test_a_second_run_has_nothing_to_do(songs: Path) -> None:
     before = shards(songs / "store")
-    code, output = run_wealy("embed", songs / "r.yaml")
+    code, output = call_wealy("embed", songs / "r.yaml")
     assert code == 0, output
     assert "nothing was left to do" in output
     assert shards(songs / "store") == before
@@ -230,7 +237,7 @@ def test_what_cannot_be_embedded_is_one_sentence(songs: Path, tmp_path: Path) ->
     store = copy_of(songs, tmp_path)
     save_test_model(tmp_path / "foreign", "fedcba9876543210", DIM)
     recipe = write_recipe(tmp_path / "r.yaml", settings_of(songs, store, model=str(tmp_path / "foreign")))
-    code, output = run_wealy("embed", recipe)
+    code, output = call_wealy("embed", recipe)
     assert code == 6, output
     assert "error: this model was trained on states of extractor fedcba9876543210, these are of" in output
     with pytest.raises(StoreError, match="there is no model at"):

@@ -7,10 +7,12 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.pipelines.support import (
     REPOSITORY,
+    call_wealy,
     recipe_settings,
-    run_wealy,
     start_wealy,
     wait_for,
     write_recipe,
@@ -21,6 +23,7 @@ SONGS = REPOSITORY / "examples/songs"
 SPLITS = {"s2w00": "train", "s2w07": "train", "s2w01": "val"}
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_from_songs_to_a_trained_model_s_table(whisper_base: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (SONGS / "manifest.jsonl").read_text().splitlines()]
     chosen = [row | {"split": SPLITS[row["lyrics_id"]]} for row in rows if row["lyrics_id"] in SPLITS]
@@ -30,7 +33,7 @@ def test_from_songs_to_a_trained_model_s_table(whisper_base: Path, tmp_path: Pat
     (tmp_path / "songs.jsonl").write_text("\n".join(map(json.dumps, chosen)))
     manifest = tmp_path / "manifest.parquet"
     columns = ("--column", "audio_uri=path", "--column", "clique_id=lyrics_id")
-    code, output = run_wealy("manifest", tmp_path / "songs.jsonl", "--out", manifest, *columns)
+    code, output = call_wealy("manifest", tmp_path / "songs.jsonl", "--out", manifest, *columns)
     assert code == 0, output
 
     extract = recipe_settings(
@@ -41,7 +44,7 @@ def test_from_songs_to_a_trained_model_s_table(whisper_base: Path, tmp_path: Pat
         engine={"num_slots": 8, "num_threads": 2},
         resources={"tracks_per_block": 8, "tracks_per_shard": 4, "engine_gpus": 0},
     )
-    code, output = run_wealy("extract", write_recipe(tmp_path / "extract.yaml", extract))
+    code, output = call_wealy("extract", write_recipe(tmp_path / "extract.yaml", extract))
     assert code == 0, output
     assert "tracks     8 = 8 ok + 0 failed" in output
 
@@ -69,7 +72,7 @@ def test_from_songs_to_a_trained_model_s_table(whisper_base: Path, tmp_path: Pat
     assert wait_for(lambda: any(out.glob("checkpoints/*/facts.json")), process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    code, output = run_wealy("train", recipe)
+    code, output = call_wealy("train", recipe)
     assert code == 0, output
     assert "train       6 tracks, 2 cliques; 0 tracks without states" in output
     history = json.loads((out / "history.json").read_text())
@@ -78,7 +81,7 @@ def test_from_songs_to_a_trained_model_s_table(whisper_base: Path, tmp_path: Pat
     assert load_model(str(out / "model")).config.input_dim == 512
 
     embed = {"store": str(tmp_path / "store"), "model": str(out / "model"), "resources": {"gpus": 0}}
-    code, output = run_wealy("embed", write_recipe(tmp_path / "embed.yaml", embed))
+    code, output = call_wealy("embed", write_recipe(tmp_path / "embed.yaml", embed))
     assert code == 0, output
     assert "tracks   8 = 8 ok + 0 failed" in output
     evaluate = {
@@ -88,12 +91,12 @@ def test_from_songs_to_a_trained_model_s_table(whisper_base: Path, tmp_path: Pat
         "split": "train",
         "systems": [{"kind": "embeddings", "name": "WEALY"}, {"kind": "avg_embedding"}],
     }
-    code, output = run_wealy("evaluate", write_recipe(tmp_path / "evaluate.yaml", evaluate))
+    code, output = call_wealy("evaluate", write_recipe(tmp_path / "evaluate.yaml", evaluate))
     assert code == 0, output
     metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
     systems = {system["name"]: system["views"]["all"] for system in metrics["systems"]}
     assert systems["WEALY"]["n"] == 6
     assert systems["WEALY"]["map"]["mean"] == 1.0  # of the works it was trained on
-    code, output = run_wealy("search", tmp_path / "store", chosen[0]["track_id"], "--top", "2")
+    code, output = call_wealy("search", tmp_path / "store", chosen[0]["track_id"], "--top", "2")
     assert code == 0, output
     assert chosen[0]["track_id"] not in output.splitlines()[1]

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from tests.pipelines.support import (
+    call_wealy,
     contents,
     make_manifest,
     recipe_settings,
-    run_wealy,
     write_recipe,
     write_wav,
 )
@@ -113,7 +113,7 @@ def test_a_run_of_the_reference_plan(tmp_path: Path) -> None:
         decode={"initial_prompt": "lyrics:", "max_tokens": 12},
     )
     recipe = write_recipe(tmp_path / "r.yaml", settings)
-    code, output = run_wealy("extract", recipe)
+    code, output = call_wealy("extract", recipe)
     assert code == 0, output
     assert "3 = 3 ok + 0 failed" in output
     (root,) = (tmp_path / "store").iterdir()
@@ -138,5 +138,5 @@ def test_a_run_of_the_reference_plan(tmp_path: Path) -> None:
     assert engine["slot_utilisation"] == round(engine["live_slot_steps"] / engine["slot_steps"], 4)
     assert f"slots {engine['slot_utilisation']:.0%} busy" in output
     before = contents(tmp_path / "store")
-    assert run_wealy("extract", recipe)[0] == 0
+    assert call_wealy("extract", recipe)[0] == 0
     assert contents(tmp_path / "store") == before

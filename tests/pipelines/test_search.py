@@ -1,4 +1,4 @@
-"""`wealy search` over a store of tiny tracks, in processes of its own."""
+"""`wealy search` over a store of tiny tracks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.pipelines.support import run_wealy, save_test_model
+from tests.pipelines.support import call_wealy, run_wealy, save_test_model
 from tests.whisper.support import tiny_model
 from wealy_ray.model.recipe import EmbedRecipe
 from wealy_ray.pipelines.embed import run_embed
@@ -43,18 +43,18 @@ def test_an_audio_file_finds_itself(undisturbed: tuple[Path, dict], store: Path)
     assert len(kept) == len(list(store.glob("*/shards/*.parquet")))
     damaged = kept[0]
     damaged.write_bytes(damaged.read_bytes()[:100])  # computed again
-    code, again = run_wealy("search", store, audio, "--by", "avg_embedding", "--top", "3")
+    code, again = call_wealy("search", store, audio, "--by", "avg_embedding", "--top", "3")
     assert code == 0, again
     assert lines(again) == lines(output)
 
 
 def test_a_track_finds_its_neighbours_exactly_and_approximately(store: Path, tmp_path: Path) -> None:
     ask = ("search", store, "t006.wav", "--by", "avg_embedding", "--top", "5")
-    code, exact = run_wealy(*ask)
+    code, exact = call_wealy(*ask)
     assert code == 0, exact
     assert "among 39 tracks (exact)" in exact
     assert not any(row[2] == "t006.wav" for row in lines(exact))
-    code, found = run_wealy(*ask, "--approximate", tmp_path)
+    code, found = call_wealy(*ask, "--approximate", tmp_path)
     assert code == 0, found
     assert "approximate: 100.0% of the exact 10 nearest are found" in found
     assert lines(found) == lines(exact)
@@ -70,12 +70,12 @@ def test_an_audio_file_is_embedded_as_the_store_was(
     save_test_model(tmp_path / "model", reader.extractor_id, reader.states("t006.wav").shape[1])
     run_embed(EmbedRecipe(store=str(copy), model=str(tmp_path / "model")))
     audio = undisturbed[0].parent / "audio" / "t006.wav"
-    code, output = run_wealy("search", copy, audio, "--top", "3")
+    code, output = call_wealy("search", copy, audio, "--top", "3")
     assert code == 0, output
     assert "by embedding, among 40 tracks (exact)" in output
     assert lines(output)[0] == ["1", "1.000", "t006.wav"]
     shutil.move(tmp_path / "model", tmp_path / "moved")
-    code, output = run_wealy("search", copy, audio)
+    code, output = call_wealy("search", copy, audio)
     assert code == 6, output
     assert "there is no model at" in output
 
@@ -93,7 +93,7 @@ def test_an_audio_file_is_embedded_as_the_store_was(
     ],
 )
 def test_bad_queries_are_one_sentence(store: Path, arguments: tuple, code: int, sentence: str) -> None:
-    found, output = run_wealy("search", store, *arguments)
+    found, output = call_wealy("search", store, *arguments)
     assert found == code, output
     assert sentence in output
     assert "Traceback" not in output
@@ -104,7 +104,7 @@ def test_an_unusable_file_or_other_weights_are_refused(
 ) -> None:
     text = tmp_path / "text.mp3"
     text.write_text("no audio")
-    code, output = run_wealy("search", store, text)
+    code, output = call_wealy("search", store, text)
     assert code == 2, output
     assert "text.mp3 cannot be used as a query" in output
     audio = undisturbed[0].parent / "audio" / "t006.wav"
@@ -112,6 +112,6 @@ def test_an_unusable_file_or_other_weights_are_refused(
     model = tiny_model()
     model.decoder.ln.weight.mul_(2)
     torch.save({"dims": vars(model.dims), "model_state_dict": model.state_dict()}, weights)
-    code, output = run_wealy("search", store, audio, "--model", weights)
+    code, output = call_wealy("search", store, audio, "--model", weights)
     assert code == 5, output
     assert "are not those that the store's states were computed with" in output
