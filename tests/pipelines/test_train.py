@@ -169,6 +169,34 @@ def test_one_worker_on_s3_trains_the_same_but_for_rounding(
     assert names == {"checkpoints", "history.json", "model", "run.json", "tensorboard", "training.json"}
 
 
+@pytest.mark.heavy
+def test_an_elastic_group_goes_on_with_fewer_when_a_node_is_lost(
+    songs: Path, undisturbed: tuple[str, list], tmp_path: Path
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    out = tmp_path / "out"
+    elastic = settings_of(songs, out, resources={"workers": [1, 2], "passes": 4, "loaders": 0})
+    recipe = write_recipe(tmp_path / "recipe.yaml", elastic)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        try:
+            victim = cluster.add_node(num_cpus=1)
+            process = start_wealy("train", recipe, env={"RAY_ADDRESS": cluster.address})
+            assert wait_for(after(out, 8), process)
+            cluster.remove_node(victim, allow_graceful=False)
+            output, _ = process.communicate(timeout=400)
+        finally:
+            cluster.shutdown()
+    assert process.returncode == 0, output
+    assert "on 1 worker," in output
+    found = outcome(out)[1]
+    assert [entry["epoch"] for entry in found] == list(range(1, EPOCHS + 1))
+    for ours, theirs in zip(found, undisturbed[1], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-3)
+
+
 @pytest.mark.usefixtures("ray_session")
 def test_a_fault_of_one_rank_ends_the_run_with_its_sentence(songs: Path, tmp_path: Path) -> None:
     nan = settings_of(songs, tmp_path / "nan", optimiser={"learning_rate": 1e30, "epochs": 9})
