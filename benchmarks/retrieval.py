@@ -27,7 +27,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.parts.retrieval_peers import PEERS, RANX_UP_TO
 from wealy_ray.retrieval.collection import Collection
-from wealy_ray.retrieval.evaluation import evaluate_tile, num_tiles
+from wealy_ray.retrieval.evaluation import evaluate_tiles, num_tiles
+from wealy_ray.retrieval.metrics import mean_ap
 from wealy_ray.retrieval.scores import CANDIDATE_TILE, CPU, QUERY_TILE, VectorScores, products
 
 DIM = 512
@@ -68,10 +69,11 @@ def bare_products(
 ) -> None:
     """All products of the tiles of queries with all candidates, and nothing else."""
     vectors = torch.from_numpy(scores.vectors).to(device)
+    step = CANDIDATE_TILE if device.type == "cpu" else len(vectors)  # as `VectorScores` cuts them
     for q in range(tiles):
         queries = vectors[q * QUERY_TILE : (q + 1) * QUERY_TILE]
-        for c in range(0, len(vectors), CANDIDATE_TILE):
-            multiply(queries, vectors[c : c + CANDIDATE_TILE])
+        for c in range(0, len(vectors), step):
+            multiply(queries, vectors[c : c + step])
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -80,13 +82,10 @@ def ours(
     collection: Collection, scores: VectorScores, tiles: int, threads: int, device: torch.device = CPU
 ) -> float:
     """MAP of the tiles' queries."""
-    values = [
-        evaluate_tile(scores, collection, tile, views=["all"], device=device, num_threads=threads)[
-            "ap"
-        ].to_numpy()
-        for tile in range(tiles)
-    ]
-    return float(np.concatenate(values).mean())
+    tables = evaluate_tiles(
+        scores, collection, range(tiles), views=["all"], device=device, num_threads=threads
+    )
+    return mean_ap(tables)
 
 
 def contenders(
@@ -185,6 +184,9 @@ def discogs(tiles: int, arguments: argparse.Namespace) -> dict[str, Any]:
         "map_of_share": value,
         "whole_core_hours_extrapolated": seconds / share * arguments.threads / 3600,
         "peak_memory_mib": peak_memory_mib(),
+        "peak_gpu_memory_mib": torch.cuda.max_memory_allocated(device) / 2**20
+        if device.type == "cuda"
+        else None,
     }
 
 

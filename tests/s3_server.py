@@ -21,8 +21,6 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-import s3fs
-
 from wealy_ray.config import StorageSettings
 from wealy_ray.storage import Storage
 
@@ -166,6 +164,8 @@ class S3Server:
         return Storage(StorageSettings(**values))
 
     def _admin_fs(self) -> Any:
+        import s3fs  # not on a bare GPU machine, whose tests share the fixtures
+
         return s3fs.S3FileSystem(
             key=self.admin[0],
             secret=self.admin[1],

@@ -1,3 +1,5 @@
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.retrieval import slow
-from wealy_ray.retrieval import searched
 from wealy_ray.retrieval.collection import Positives
 from wealy_ray.retrieval.ranking import rank_positives
 
@@ -31,19 +32,34 @@ def as_positives(relevant):
     return Positives(offsets, np.array([c for row in relevant for c in row], np.int64))
 
 
-@pytest.mark.parametrize("path", ["compiled", "torch"])
-@settings(max_examples=300, deadline=None)
+@pytest.fixture(scope="module")
+def counted():
+    """The pass that a GPU runs; without one, Triton's interpreter runs it on the CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not torch.cuda.is_available():
+            patch.setenv("TRITON_INTERPRET", "1")
+        yield importlib.import_module("wealy_ray.retrieval.counted")
+
+
+def count(counted, scores, positives, own):
+    found = np.zeros((3, len(positives.columns)), np.int64)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if len(positives.columns):
+        counted.rank_by_counting(torch.from_numpy(scores).to(device), positives, own, found)
+    return found
+
+
+@pytest.mark.parametrize("path", ["compiled", "triton"])
+@settings(max_examples=200, deadline=None)
 @given(problem=problems())
-def test_ranks_equal_a_sort(path, problem):
+def test_ranks_equal_a_sort(counted, path, problem):
     scores, own, relevant = problem
     positives = as_positives(relevant)
     if path == "compiled":
         got = rank_positives(torch.from_numpy(scores), positives, own, num_threads=2)
         found = (got.ranks, got.optimistic, got.pessimistic)
-    else:  # the pass that a GPU runs, here on CPU tensors
-        found = np.zeros((3, len(positives.columns)), np.int64)
-        if len(positives.columns):
-            searched.rank_by_search(torch.from_numpy(scores), positives, own, found)
+    else:
+        found = count(counted, scores, positives, own)
     for i, mine in enumerate(relevant):
         part = slice(positives.offsets[i], positives.offsets[i + 1])
         assert found[0][part].tolist() == slow.ranks(scores[i], own[i], mine)
@@ -51,15 +67,22 @@ def test_ranks_equal_a_sort(path, problem):
         assert found[2][part].tolist() == slow.extreme_ranks(scores[i], own[i], mine, best=False)
 
 
-def test_the_gpu_pass_works_in_chunks(monkeypatch):
-    monkeypatch.setattr(searched, "CHUNK", 7)
+def test_the_gpu_pass_adds_its_blocks(counted):
     rng = np.random.default_rng(0)
-    scores = rng.integers(0, 5, (4, 50)).astype(np.float32)
-    positives = as_positives([[1, 2, 3], [], [49], list(range(10, 40))])
-    own = np.array([0, 1, 2, -1])
-    found = np.zeros((3, len(positives.columns)), np.int64)
-    searched.rank_by_search(torch.from_numpy(scores), positives, own, found)
-    assert np.array_equal(found[0], rank_positives(torch.from_numpy(scores), positives, own).ranks)
+    num_columns = 2 * counted.BLOCK + 77
+    scores = rng.integers(0, 50, (3, num_columns)).astype(np.float32)
+    scores[:, rng.integers(0, num_columns, 900)] = -np.inf
+    relevant = [
+        [1, counted.BLOCK - 1, counted.BLOCK],
+        [],
+        np.unique(rng.integers(0, num_columns, 40)).tolist(),
+    ]
+    positives, own = as_positives(relevant), np.array([counted.BLOCK + 1, 3, -1])
+    found, other = (
+        count(counted, scores, positives, own),
+        rank_positives(torch.from_numpy(scores), positives, own),
+    )
+    assert np.array_equal(found, np.stack([other.ranks, other.optimistic, other.pessimistic]))
 
 
 def test_scores_are_left_as_they_were():

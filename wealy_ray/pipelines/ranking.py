@@ -26,7 +26,7 @@ from wealy_ray.pipelines.sharing import share
 from wealy_ray.progress import Progress
 from wealy_ray.retrieval.collection import Collection
 from wealy_ray.retrieval.embedded import StoreVectors
-from wealy_ray.retrieval.evaluation import evaluate_tile, num_tiles
+from wealy_ray.retrieval.evaluation import evaluate_tiles, num_tiles
 from wealy_ray.retrieval.imports import is_mapping
 from wealy_ray.retrieval.recipe import (
     DistanceMatrix,
@@ -186,10 +186,7 @@ def _rank_shard(shard: int, ranking: Ranking) -> int:
     device = torch.device("cuda" if resources.gpus else "cpu")
     first = shard * resources.tiles_per_shard
     tiles = range(first, min(first + resources.tiles_per_shard, num_tiles(collection)))
-    tables = [
-        evaluate_tile(ranking.scores, collection, tile, device=device, num_threads=resources.threads)
-        for tile in tiles
-    ]
+    tables = evaluate_tiles(ranking.scores, collection, tiles, device=device, num_threads=resources.threads)
     table = pa.concat_tables(tables)
     ranking.storage.write(ranking._uri(shard), as_parquet(table))
     return pc.sum(pc.equal(table["view"], "all")).as_py() or 0

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from wealy_ray.retrieval.collection import Positives
 from wealy_ray.retrieval.compiled import rank_rows
-from wealy_ray.retrieval.searched import rank_by_search
 
 
 @dataclass(frozen=True)
@@ -56,5 +55,7 @@ def rank_positives(scores: Tensor, positives: Positives, own: np.ndarray, num_th
     if size and scores.device.type == "cpu":
         rank_rows(scores.numpy(), positives, own, out, num_threads)
     elif size:
-        rank_by_search(scores, positives, own, out)
+        from wealy_ray.retrieval.counted import rank_by_counting  # Triton comes with torch for GPUs
+
+        rank_by_counting(scores, positives, own, out)
     return Ranks(positives.offsets, *out)

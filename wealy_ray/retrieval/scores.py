@@ -22,7 +22,8 @@ from wealy_ray.whisper.linear import can_pack, multiply_transposed
 QUERY_TILE = 256
 """Queries that are scored at a time."""
 CANDIDATE_TILE = 2048
-"""Candidates that are multiplied at a time: their products with a tile of queries (2 MiB) stay in the cache."""
+"""Candidates that a CPU multiplies at a time: their products with a tile of queries (2 MiB) stay in the cache. A GPU
+multiplies all of them at once."""
 CPU = torch.device("cpu")
 
 
@@ -123,10 +124,11 @@ class VectorScores:
         candidates = self._candidates(device)
         num_columns = len(self.candidates)
         out = empty_rows(len(queries), num_columns, device)
-        for c in range(0, num_columns, CANDIDATE_TILE):
-            tile = candidates[c : c + CANDIDATE_TILE]
+        step = CANDIDATE_TILE if device.type == "cpu" else len(candidates)
+        for c in range(0, num_columns, step):
+            tile = candidates[c : c + step]
             for q, query_tile in enumerate(query_tiles):
-                part = out[q * QUERY_TILE : (q + 1) * QUERY_TILE, c : c + CANDIDATE_TILE]
+                part = out[q * QUERY_TILE : (q + 1) * QUERY_TILE, c : c + step]
                 part.copy_(products(query_tile, tile)[: part.shape[0], : part.shape[1]])
         hide_missing(out, self.missing, queries, self.candidates)
         return out
