@@ -64,10 +64,10 @@ def test_an_archive_is_no_matrix(tmp_path):
         read_matrix(Storage(), str(tmp_path / "d.npz"), str(tmp_path / "ids.txt"))
 
 
-@pytest.mark.parametrize("value", [np.nan, -np.inf])
-def test_nan_in_a_matrix_is_named(value):
-    matrix = np.zeros((600, 600), np.float32)
+@pytest.mark.parametrize("value", [np.nan, -np.inf, 1e39])
+def test_what_is_no_distance_is_named(value):
+    matrix = np.zeros((600, 600))
     matrix[[3, 500], 7] = value
     collection = Collection.of(["t3"], ["c"])
-    with pytest.raises(StoreError, match="NaN or -inf in 2 rows: 't3', 't500'; compute"):
+    with pytest.raises(StoreError, match="NaN, -inf or numbers beyond float32 in 2 rows: 't3', 't500'; compute"):
         MatrixScores.of(collection, [f"t{i}" for i in range(600)], matrix)

@@ -154,26 +154,37 @@ def _about_systems(metrics: Mapping[str, Any], chance: float | None) -> Iterator
                 f"TF-IDF on the transcripts (MAP {words:.3f}) finds more than {name} ({ours:.3f}); in the "
                 "paper it is the other way round: check training data and checkpoint."
             )
-    for system in (s for s in systems if s["kind"] not in BOUNDS):
-        yield from _about_one(system, metrics["collection"])
+    measured = [s for s in systems if s["kind"] not in BOUNDS]
+    yield from _about_ties(measured)
+    yield from _about_missing(measured, metrics["collection"].get("tracks") or 0)
     queries = metrics["collection"].get("queries") or 0
     if 0 < queries < MIN_QUERIES:
         yield f"There are only {queries} queries: small differences between systems mean nothing here."
 
 
-def _about_one(system: System, collection: Mapping[str, Any]) -> Iterator[str]:
-    summary = system["views"].get("all")
-    if summary and summary["map_optimistic"] - summary["map_pessimistic"] > MAX_TIE_GAP:
+def _about_ties(systems: Sequence[System]) -> Iterator[str]:
+    for system in systems:
+        summary = system["views"].get("all")
+        if summary and summary["map_optimistic"] - summary["map_pessimistic"] > MAX_TIE_GAP:
+            yield (
+                f"MAP of {system['name']} lies between {summary['map_pessimistic']:.3f} and "
+                f"{summary['map_optimistic']:.3f}, depending on how ties are broken: many of its scores are equal "
+                "(equal or empty transcripts, constant vectors, or too few digits)."
+            )
+
+
+def _about_missing(systems: Sequence[System], tracks: int) -> Iterator[str]:
+    names: dict[int, list[str]] = {}
+    for system in systems:
+        missing = system.get("missing") or 0
+        if missing > MAX_MISSING_SHARE * tracks:
+            names.setdefault(missing, []).append(system["name"])
+    for missing, known in names.items():
+        some = ", ".join(known[:3]) + (f" and {len(known) - 3} more" if len(known) > 3 else "")
+        know, its = ("knows", "its") if len(known) == 1 else ("know", "their")
         yield (
-            f"MAP of {system['name']} lies between {summary['map_pessimistic']:.3f} and "
-            f"{summary['map_optimistic']:.3f}, depending on how ties are broken: many of its scores are equal "
-            "(equal or empty transcripts, constant vectors, or too few digits)."
-        )
-    tracks, missing = collection.get("tracks") or 0, system.get("missing") or 0
-    if missing > MAX_MISSING_SHARE * tracks:
-        yield (
-            f"{system['name']} knows nothing of {missing:,} of {tracks:,} tracks, which rank last: its figures are "
-            "lower bounds."
+            f"{some} {know} nothing of {missing:,} of {tracks:,} tracks, which rank last: {its} figures are lower "
+            "bounds."
         )
 
 

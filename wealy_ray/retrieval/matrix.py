@@ -78,16 +78,19 @@ class MatrixScores:
         """Looks tracks up by id; the collection's others are missing, the matrix's others left out.
 
         Raises:
-            StoreError: NaN or -inf.
+            StoreError: NaN, -inf, or a number that float32 cannot hold.
         """
         bad: list[str] = []
         for first in range(0, len(matrix), MATRIX_ROWS):
             block = matrix[first : first + MATRIX_ROWS]
-            rows = (np.isnan(block) | np.isneginf(block)).any(axis=1)
+            with np.errstate(over="ignore"):
+                narrow = block.astype(np.float32)  # as scores are; what does not fit would become "no score"
+            rows = (~np.isfinite(narrow) & ~np.isposinf(block)).any(axis=1)
             bad += [ids[first + i] for i in np.flatnonzero(rows).tolist()]
         if bad:
             raise StoreError(
-                f"the distance matrix holds NaN or -inf in {len(bad)} rows: {named(bad)}; compute it again"
+                f"the distance matrix holds NaN, -inf or numbers beyond float32 in {len(bad)} rows: {named(bad)}; "
+                "compute it again"
             )
         place = {track_id: i for i, track_id in enumerate(ids)}
         places = np.array([place.get(track_id, -1) for track_id in collection.track_ids], np.int64)
