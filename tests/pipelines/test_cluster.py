@@ -128,6 +128,7 @@ def test_job_submit_on_s3(head: str, s3: S3Server, tmp_path: Path) -> None:
     assert f"error: recipe {recipe}: unknown key 'no_such_key'" in output
 
 
+@pytest.mark.heavy
 def test_killed_raylet_loses_nothing(undisturbed: tuple[Path, dict], tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 

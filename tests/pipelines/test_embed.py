@@ -144,6 +144,7 @@ def test_a_second_run_has_nothing_to_do(songs: Path) -> None:
     assert "62 tracks = 60 ok + 2 failed" in store_status(Storage(), str(songs / "store"))
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("ray_session")
 def test_a_killed_driver_leaves_the_same_bits(songs: Path, undisturbed: dict, tmp_path: Path) -> None:
     store = copy_of(songs, tmp_path)
@@ -195,6 +196,7 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
+@pytest.mark.heavy
 def test_two_workers_on_a_bucket_leave_the_same_bits(
     songs: Path, undisturbed: dict, s3: S3Server, tmp_path: Path
 ) -> None:

@@ -39,6 +39,7 @@ def s3_settings(manifest: str, store: str, **changes: Any) -> dict[str, Any]:
     return recipe_settings(manifest, store, **{"storage": {"retry_for_s": 5}, **changes})
 
 
+@pytest.mark.heavy
 def test_same_states_from_s3_and_from_disk_with_real_weights(
     s3: S3Server, whisper_base: Path, tmp_path: Path
 ) -> None:
@@ -85,6 +86,7 @@ def test_same_states_from_s3_and_from_disk_with_real_weights(
     assert s3.admin[1] not in json.dumps(facts)
 
 
+@pytest.mark.heavy
 def test_outage_in_mid_run(s3_of_its_own: S3Server, tmp_path: Path) -> None:
     """The server is gone for a while: first longer than our patience, then shorter."""
     s3 = s3_of_its_own

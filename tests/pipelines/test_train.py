@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,6 +117,7 @@ def test_a_killed_worker_costs_what_came_after_the_checkpoint(
     assert outcome(out) == undisturbed
 
 
+@pytest.mark.heavy
 def test_a_killed_and_a_stopped_driver_are_gone_on_from(
     songs: Path, undisturbed: tuple[str, list], tmp_path: Path
 ) -> None:
@@ -151,6 +154,7 @@ def run(settings: dict[str, Any]) -> Any:
     return run_train(TrainRecipe.model_validate(settings))
 
 
+@pytest.mark.heavy
 def test_one_worker_on_s3_trains_the_same_but_for_rounding(
     songs: Path, s3: S3Server, undisturbed: tuple[str, list], tmp_path: Path
 ) -> None:
@@ -198,6 +202,51 @@ def test_an_elastic_group_goes_on_with_fewer_when_a_node_is_lost(
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-3)
 
 
+@pytest.mark.heavy
+def test_a_node_that_will_be_taken_away_costs_nothing(songs: Path, tmp_path: Path) -> None:
+    """Its workers save at the notice, and a node that joined goes on from there."""
+    from ray.cluster_utils import Cluster
+
+    out = tmp_path / "out"
+    epochs = 1200  # half a minute
+    changes = {
+        "checkpoint_every_s": 10_000,
+        "validation": {"every_epochs": epochs},
+        "optimiser": {"learning_rate": 1e-3, "epochs": epochs, "warmup_epochs": 1},
+    }
+    recipe = write_recipe(tmp_path / "recipe.yaml", settings_of(songs, out, **changes))
+    quiet = write_recipe(tmp_path / "quiet.yaml", settings_of(songs, tmp_path / "quiet", **changes))
+    code, output = run_wealy("train", quiet)
+    assert code == 0, output
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        try:
+            victim = cluster.add_node(num_cpus=1)
+            process = start_wealy("train", recipe, env={"RAY_ADDRESS": cluster.address})
+            assert process.stdout is not None
+            assert any(line.startswith("epoch ") for line in process.stdout)  # reads as far as that
+            cluster.add_node(num_cpus=1)
+            drain = ("drain-node", f"--address={cluster.address}", f"--node-id={victim.node_id}")
+            why = (
+                "--reason=DRAIN_NODE_REASON_PREEMPTION",
+                "--reason-message=spot",
+                "--deadline-remaining-seconds=20",
+            )
+            subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *drain, *why], check=True)
+            assert wait_for(lambda: bool(checkpoints(out)), process), "nothing was saved at the notice"
+            (saved,) = checkpoints(out)
+            cluster.remove_node(victim, allow_graceful=False)
+            output, _ = process.communicate(timeout=400)
+        finally:
+            cluster.shutdown()
+    assert process.returncode == 0, output
+    assert 0 < int(saved[:5]) < epochs
+    assert "on 2 workers," in output
+    assert outcome(out) == outcome(tmp_path / "quiet")
+
+
+@pytest.mark.heavy
 @pytest.mark.usefixtures("ray_session")
 def test_a_fault_of_one_rank_ends_the_run_with_its_sentence(songs: Path, tmp_path: Path) -> None:
     nan = settings_of(songs, tmp_path / "nan", optimiser={"learning_rate": 1e30, "epochs": 9})

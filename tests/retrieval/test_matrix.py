@@ -69,5 +69,7 @@ def test_what_is_no_distance_is_named(value):
     matrix = np.zeros((600, 600))
     matrix[[3, 500], 7] = value
     collection = Collection.of(["t3"], ["c"])
-    with pytest.raises(StoreError, match="NaN, -inf or numbers beyond float32 in 2 rows: 't3', 't500'; compute"):
+    with pytest.raises(
+        StoreError, match="NaN, -inf or numbers beyond float32 in 2 rows: 't3', 't500'; compute"
+    ):
         MatrixScores.of(collection, [f"t{i}" for i in range(600)], matrix)

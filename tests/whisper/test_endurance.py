@@ -14,7 +14,6 @@ import torch
 from tests.whisper.support import noise, tiny_model_that_ends
 from wealy_ray.whisper import DecodeOptions, Engine, EngineOptions, WindowFuture
 
-NUM_WINDOWS = 5000
 IN_FLIGHT = 40
 
 
@@ -27,7 +26,8 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_garbage_collection")
-def test_memory_is_flat_and_slots_are_busy_over_5000_windows() -> None:
+@pytest.mark.parametrize("num_windows", [1500, pytest.param(5000, marks=pytest.mark.heavy)])
+def test_memory_is_flat_and_slots_are_busy(num_windows: int) -> None:
     windows = noise(12)
     model = tiny_model_that_ends(windows)
     with torch.no_grad():
@@ -36,7 +36,7 @@ def test_memory_is_flat_and_slots_are_busy_over_5000_windows() -> None:
     waiting: deque[WindowFuture] = deque()
     options = DecodeOptions(timestamps=False, max_tokens=6)
     with Engine(model, EngineOptions(device="cpu", num_slots=16), options) as engine:
-        for index in range(NUM_WINDOWS):
+        for index in range(num_windows):
             # Every tenth window comes as log-mel: the encoder's memory is watched as well.
             window = windows[index % 12] if index % 10 == 0 else features[index % 12]
             waiting.append(engine.submit(window))
@@ -47,8 +47,10 @@ def test_memory_is_flat_and_slots_are_busy_over_5000_windows() -> None:
         for future in waiting:
             future.result(timeout=60)
         stats = engine.stats()
-    assert stats.windows == NUM_WINDOWS
+    assert stats.windows == num_windows
     assert stats.utilisation > 0.9
     tenth = len(samples_mib) // 10
     early, late = samples_mib[tenth : 3 * tenth], samples_mib[-2 * tenth :]
-    assert statistics.median(late) - statistics.median(early) < 8  # MiB; a leak of 2 KiB per window shows
+    assert (
+        statistics.median(late) - statistics.median(early) < 8
+    )  # MiB; over 5000 a leak of 2 KiB per window shows
