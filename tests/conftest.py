@@ -7,9 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.s3_server import S3Server
 from wealy_ray.whisper.packaged import assemble_base
+
+if not torch.cuda.is_available():  # Triton reads it when it is imported first, by whomever
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")
