@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from typing_extensions import override
 
 from wealy_ray.errors import (
-    FencedError,
     ReconciliationError,
     StoreError,
     TooManyFailuresError,
@@ -23,12 +22,12 @@ from wealy_ray.errors import (
 )
 from wealy_ray.model import load_model
 from wealy_ray.model.recipe import EmbedRecipe
+from wealy_ray.pipelines.driver import Driver, OnReceipt, Remaining
 from wealy_ray.pipelines.embed_stage import EmbedContext, build_dataset, groups_of
 from wealy_ray.pipelines.ledger import EmbedLedger, facts_of
 from wealy_ray.pipelines.passes import FRUITLESS_PASSES
 from wealy_ray.pipelines.receipts import first_line, run_to_end
 from wealy_ray.pipelines.session import Cluster, check_room, connect, gpus_each
-from wealy_ray.progress import Progress
 from wealy_ray.report.embed_summary import EmbedSummary
 from wealy_ray.report.run_record import RunRecord, new_run_id
 from wealy_ray.report.status import value_counts
@@ -104,7 +103,9 @@ def run_embed(recipe: EmbedRecipe) -> EmbedSummary:
     lease = Lease(storage, job.root, run_id, recipe.lease_s)
     lease.acquire(log.warning)
     try:
-        return _Run(job, run_id, job.ledger()).execute(cluster, began_s)
+        run = _Run(job, run_id, job.ledger())
+        run.execute(cluster, began_s)
+        return run.summary
     finally:
         lease.release()
 
@@ -122,72 +123,27 @@ def _cluster_for(recipe: EmbedRecipe) -> Cluster:
     return cluster
 
 
-class _Run:
+class _Run(Driver):
     """One driver at work on one embedding."""
 
     def __init__(self, job: Prepared, run_id: str, ledger: EmbedLedger) -> None:
-        self.job, self.run_id, self.ledger = job, run_id, ledger
-        self.recipe = job.recipe
+        self.job, self.ledger, self.recipe = job, ledger, job.recipe
         self.summary = EmbedSummary(job.root, ledger.wanted.num_rows, done_before=ledger.done_before)
+        super().__init__(run_id, ledger, self.summary, job.recipe)
 
-    def execute(self, cluster: Cluster | None, began_s: float) -> EmbedSummary:
-        record, summary = None, self.summary
-        error: BaseException | None = None
-        try:
-            if self.ledger.todo().num_rows:
-                self.ledger.claim(self.run_id)
-                cluster = cluster or _cluster_for(self.recipe)
-                record = self._record(cluster)
-                record.write()
-                self._work(cluster)
-            self._reconcile()
-        except BaseException as e:
-            error = e
-            raise
-        finally:
-            summary.wall_s = time.monotonic() - began_s
-            if record is not None:
-                record.end(error, **{k: v for k, v in vars(summary).items() if k != "root"})
-        return summary
+    @override
+    def connect(self) -> Cluster:
+        return _cluster_for(self.recipe)
 
-    def _work(self, cluster: Cluster) -> None:
-        summary, ledger = self.summary, self.ledger
-        work_began_s = time.monotonic()
-        progress = Progress(summary.tracks, ledger.done_before, interval_s=self.recipe.progress_every_s)
+    @override
+    def note(self, rows: pa.Table) -> tuple[pa.Table, float]:
+        self.summary.work_vectors += pc.sum(rows["num_windows"]).as_py() or 0
+        return rows, 0.0
 
-        def remaining() -> pa.Table:
-            todo = ledger.remaining()
-            progress.done = (
-                summary.tracks - todo.num_rows
-            )  # adopted tracks count, tracks that ran twice do not
-            return todo
-
-        def on_receipt(rows: pa.Table | None) -> None:
-            if rows is not None:
-                ledger.receive(rows)
-                summary.work_tracks += rows.num_rows
-                summary.work_vectors += pc.sum(rows["num_windows"]).as_py() or 0
-                progress.add(rows.num_rows, pc.sum(pc.equal(rows["status"], "failed")).as_py() or 0, 0.0)
-            progress.tick()
-            ledger.publish(at_least_every_s=self.recipe.publish_every_s)
-
-        try:
-            self._run_until_done(remaining, on_receipt, gpus_each(self.recipe.resources.gpus, cluster))
-        except (FencedError, TransientError):
-            raise  # the index is not ours any more, or out of reach; the next run adopts what is not in it
-        except BaseException:
-            ledger.publish()
-            raise
-        finally:
-            summary.work_s = time.monotonic() - work_began_s
-            summary.adopted = ledger.adopted
-            progress.close()
-
-    def _run_until_done(
-        self, remaining: Callable[[], pa.Table], on_receipt: Callable[[pa.Table | None], None], gpus: float
-    ) -> None:
-        """Passes over what is left, until nothing is; a pass ends early when a worker died too often."""
-        job, ledger = self.job, self.ledger
+    @override
+    def run_until_done(self, cluster: Cluster, remaining: Remaining, on_receipt: OnReceipt) -> None:
+        """A pass ends early when a worker died too often."""
+        job, ledger, gpus = self.job, self.ledger, gpus_each(self.recipe.resources.gpus, cluster)
         facts = facts_of(job.spec, job.reader.index) | {"epoch": str(ledger.writer.epoch)}
         context = EmbedContext(self.recipe, job.spec, job.reader.index.number, facts)
         fruitless, left_before = 0, -1
@@ -209,8 +165,8 @@ class _Run:
                     "lower resources.states_per_pass if memory runs out, then run the same command again"
                 )
 
-    def _reconcile(self) -> None:
-        """Tracks in = ok + failed, each once, in the index as it lies in the store."""
+    @override
+    def reconcile(self) -> None:
         summary, ledger = self.summary, self.ledger
         index = ledger.reconciled()
         rows = index.table.take(pc.drop_null(index.positions(ledger.wanted["track_id"])))
@@ -230,7 +186,8 @@ class _Run:
                 f"not: the model {self.recipe.model} is broken; all rows are in {summary.root}"
             )
 
-    def _record(self, cluster: Cluster) -> RunRecord:
+    @override
+    def record(self, cluster: Cluster) -> RunRecord:
         job = self.job
         return RunRecord(
             job.reader.storage,

@@ -19,22 +19,17 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from typing_extensions import override
 
 from wealy_ray.catalog import Manifest, read_manifest
 from wealy_ray.config import ExtractRecipe
-from wealy_ray.errors import (
-    FencedError,
-    StorageError,
-    StoreError,
-    TooManyFailuresError,
-    TransientError,
-)
+from wealy_ray.errors import StorageError, StoreError, TooManyFailuresError
+from wealy_ray.pipelines.driver import Driver, OnReceipt, Remaining
 from wealy_ray.pipelines.engine_stage import decode_options
 from wealy_ray.pipelines.ledger import ExtractLedger
 from wealy_ray.pipelines.passes import PassRunner
 from wealy_ray.pipelines.session import Cluster, check_resources, connect
 from wealy_ray.pipelines.stages import ENGINE_COLUMN, StageContext
-from wealy_ray.progress import Progress
 from wealy_ray.report.extract_summary import ExtractSummary, sum_engines
 from wealy_ray.report.run_record import RunRecord, new_run_id
 from wealy_ray.report.status import value_counts
@@ -153,7 +148,9 @@ def run_extract(recipe: ExtractRecipe, *, retry_failed: bool = False) -> Extract
     lease = Lease(job.storage, job.root, run_id, recipe.lease_s)
     lease.acquire(log.warning)
     try:
-        return _Run(job, run_id, job.ledger(retry_failed)).execute(cluster, began_s)
+        run = _Run(job, run_id, job.ledger(retry_failed))
+        run.execute(cluster, began_s)
+        return run.summary
     finally:
         lease.release()
 
@@ -164,72 +161,32 @@ def _cluster_for(recipe: ExtractRecipe) -> Cluster:
     return cluster
 
 
-class _Run:
+class _Run(Driver):
     """One driver at work on one store."""
 
     def __init__(self, job: Prepared, run_id: str, ledger: ExtractLedger) -> None:
-        self.job, self.run_id, self.ledger = job, run_id, ledger
-        self.recipe, self.root = job.recipe, job.root
+        self.job, self.ledger, self.recipe, self.root = job, ledger, job.recipe, job.root
         self.engines: dict[str, dict[str, float]] = {}
         self.summary = ExtractSummary(job.root, len(job.manifest), done_before=ledger.done_before)
+        super().__init__(run_id, ledger, self.summary, job.recipe)
 
-    def execute(self, cluster: Cluster | None, began_s: float) -> ExtractSummary:
-        record = None
-        try:
-            if self.ledger.todo().num_rows:
-                self.ledger.claim(self.run_id)
-                cluster = cluster or _cluster_for(self.recipe)
-                record = self._record(cluster)
-                record.write()
-                self._work(cluster)
-            self._reconcile()
-        except BaseException as e:
-            self._end(record, e, began_s)
-            raise
-        self._end(record, None, began_s)
-        return self.summary
+    @override
+    def connect(self) -> Cluster:
+        return _cluster_for(self.recipe)
 
-    def _work(self, cluster: Cluster) -> None:
-        summary, ledger = self.summary, self.ledger
-        work_began_s = time.monotonic()
-        total = ledger.wanted.num_rows
-        progress = Progress(total, ledger.done_before, interval_s=self.recipe.progress_every_s)
+    @override
+    def run_until_done(self, cluster: Cluster, remaining: Remaining, on_receipt: OnReceipt) -> None:
+        spec = self.job.spec
         context = StageContext(
-            self.recipe,
-            self.root,
-            self.job.spec.extractor_id,
-            self.job.spec.weights_digest,
-            ledger.writer.epoch,
+            self.recipe, self.root, spec.extractor_id, spec.weights_digest, self.ledger.writer.epoch
         )
+        PassRunner(context, self.job.storage, cluster, on_receipt).run_until_done(remaining)
 
-        def remaining() -> pa.Table:
-            todo = ledger.remaining()
-            progress.done = total - todo.num_rows  # adopted tracks count, tracks that ran twice do not
-            return todo
-
-        def on_receipt(rows: pa.Table | None) -> None:
-            if rows is not None:
-                rows = self._note_engines(rows)
-                ledger.receive(rows)
-                failed = pc.sum(pc.equal(rows["status"], "failed")).as_py() or 0
-                audio_s = pc.sum(rows["duration_s"]).as_py() or 0.0
-                summary.work_tracks += rows.num_rows
-                summary.work_audio_s += audio_s
-                progress.add(rows.num_rows, failed, audio_s)
-            progress.tick()
-            ledger.publish(at_least_every_s=self.recipe.publish_every_s)
-
-        try:
-            PassRunner(context, self.job.storage, cluster, on_receipt).run_until_done(remaining)
-        except (FencedError, TransientError):
-            raise  # the index is not ours any more, or out of reach; the next run adopts what is not in it
-        except BaseException:
-            ledger.publish()
-            raise
-        finally:
-            summary.work_s = time.monotonic() - work_began_s
-            summary.adopted = ledger.adopted
-            progress.close()
+    @override
+    def note(self, rows: pa.Table) -> tuple[pa.Table, float]:
+        audio_s = pc.sum(rows["duration_s"]).as_py() or 0.0
+        self.summary.work_audio_s += audio_s
+        return self._note_engines(rows), audio_s
 
     def _note_engines(self, rows: pa.Table) -> pa.Table:
         """Keeps each engine's latest counters; returns the receipt without them."""
@@ -243,8 +200,8 @@ class _Run:
         self.summary.engine = sum_engines(self.engines.values())
         return rows.drop_columns([ENGINE_COLUMN])
 
-    def _reconcile(self) -> None:
-        """Tracks in = ok + failed, each once, in the index as it lies in the store."""
+    @override
+    def reconcile(self) -> None:
         summary, index = self.summary, self.ledger.reconciled()
         rows = index.table.take(pc.drop_null(index.positions(self.job.manifest.table["track_id"])))
         summary.ok = pc.sum(pc.equal(rows["status"], "ok")).as_py() or 0
@@ -261,7 +218,8 @@ class _Run:
                 f"{self.recipe.store}`, then `wealy retry-failed`"
             )
 
-    def _record(self, cluster: Cluster) -> RunRecord:
+    @override
+    def record(self, cluster: Cluster) -> RunRecord:
         return RunRecord(
             self.job.storage,
             join(self.root, "runs", self.run_id, "run.json"),
@@ -274,11 +232,3 @@ class _Run:
             tracks=len(self.job.manifest),
             done_before=self.ledger.done_before,
         )
-
-    def _end(self, record: RunRecord | None, error: BaseException | None, began_s: float) -> None:
-        summary = self.summary
-        summary.wall_s = time.monotonic() - began_s
-        if record is None:
-            return
-        numbers = {k: v for k, v in vars(summary).items() if k != "root"}
-        record.end(error, **numbers)
