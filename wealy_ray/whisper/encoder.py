@@ -118,7 +118,7 @@ def prepared_encoder(encoder: AudioEncoder, backend: Backend, dtype: torch.dtype
         for block in encoder.blocks:
             block.attn_ln = _without_casts(block.attn_ln, dtype)
             block.mlp_ln = _without_casts(block.mlp_ln, dtype)
-    if backend.packs and can_pack(dtype):
+    elif can_pack(dtype):
         for block in encoder.blocks:
             block.attn = _OneDnnAttention(block.attn, rows)
             block.mlp[0], block.mlp[2] = PackedLinear(block.mlp[0], rows), PackedLinear(block.mlp[2], rows)
