@@ -19,7 +19,7 @@ import pyarrow as pa
 from examples.reproduce_small.plan import SEEDS, Variant, variants
 from examples.reproduce_small.results import plot_curve, rows_of, table_of
 from examples.reproduce_small.training import slug, train_and_embed
-from wealy_ray.catalog import manifest_from_rows, write_manifest
+from wealy_ray.catalog import manifest_from_rows, read_manifest, write_manifest
 from wealy_ray.config import ExtractRecipe, load_recipe, load_settings
 from wealy_ray.pipelines.evaluate import run_evaluate
 from wealy_ray.pipelines.extract import run_extract
@@ -49,7 +49,7 @@ def main() -> None:
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="trainings at a time")
     arguments = parser.parse_args()
-    _manifest(arguments.songs)
+    _manifest(arguments.songs.resolve())
     recipe: ExtractRecipe = load_recipe("recipes/reproduce-small-extract.yaml", {})
     print(extract_table(run_extract(recipe)), flush=True)
     _train(variants(), arguments.processes)
@@ -58,11 +58,12 @@ def main() -> None:
 
 def _manifest(songs: Path) -> None:
     storage, path = Storage(), FOLDER / "manifest.parquet"
-    if path.exists():
-        return
     columns = {"audio_uri": "path", "clique_id": "lyrics_id"}
     tables = [manifest_from_rows(storage, str(songs / name / "manifest.jsonl"), columns) for name in SONGS]
-    write_manifest(storage, str(path), pa.concat_tables(tables))
+    table = pa.concat_tables(tables)
+    # of the same files it is kept: a copy of them has other times, and would be extracted again
+    if not path.exists() or read_manifest(storage, str(path)).table["audio_uri"] != table["audio_uri"]:
+        write_manifest(storage, str(path), table)
 
 
 def _train(chosen: list[Variant], processes: int) -> None:

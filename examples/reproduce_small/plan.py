@@ -12,6 +12,8 @@ WORKS = (13, 26, 52, 104, 172)
 
 STEPS_PER_EPOCH = 4
 """Of the recipe, with all works in batches of 43."""
+EPOCHS, WARMUP_EPOCHS = 40, 4
+"""Of the recipe."""
 
 AVERAGE_MLP: dict[str, Any] = {
     "model": {
@@ -22,8 +24,7 @@ AVERAGE_MLP: dict[str, Any] = {
         "output_dim": 256,
         "standardise": True,
     },
-    "optimiser": {"learning_rate": 1e-3, "epochs": 40, "warmup_epochs": 4},
-    "validation": {"every_epochs": 4},
+    "optimiser": {"learning_rate": 1e-3, "epochs": EPOCHS, "warmup_epochs": WARMUP_EPOCHS},
 }
 """What was best of it on held-out training works: more layers, and dropout, were worse."""
 
@@ -53,6 +54,7 @@ def variants() -> list[Variant]:
         *_curve(),
         Variant("loss: triplet, first/first", "ablation", {"loss": {"kind": "triplet"}}),
         Variant("loss: CLEWS", "ablation", {"loss": {"kind": "clews"}}),
+        Variant("pooling: mean", "ablation", {"model.pooling": "mean"}),
         Variant("pooling: GeM", "ablation", {"model.pooling": "gem"}),
         Variant("pooling: CLS", "ablation", {"model.pooling": "cls"}),
         Variant("inputs: not standardised", "ablation", {"model.standardise": False}),
@@ -65,14 +67,9 @@ def _curve() -> Iterator[Variant]:
     """With fewer works, epochs have fewer steps: there are more of them, so that all models see as many steps."""
     for works in WORKS[:-1]:
         factor = STEPS_PER_EPOCH // max(1, works // 43)
-        more = {"epochs": 16 * factor, "warmup_epochs": 2 * factor}
-        rates = {f"optimiser.{name}": value for name, value in more.items()}
-        yield Variant(
-            f"WEALY, {works} works", "curve", rates | {"validation.every_epochs": 2 * factor}, works
-        )
-        mlp = {
-            **AVERAGE_MLP,
-            "optimiser": {"learning_rate": 1e-3, "epochs": 40 * factor, "warmup_epochs": 4 * factor},
-            "validation": {"every_epochs": 4 * factor},
-        }
+        epochs = {"epochs": EPOCHS * factor, "warmup_epochs": WARMUP_EPOCHS * factor}
+        measured = {"validation": {"every_epochs": EPOCHS * factor}}
+        wealy = {f"optimiser.{name}": value for name, value in epochs.items()}
+        yield Variant(f"WEALY, {works} works", "curve", wealy | measured, works)
+        mlp = {**AVERAGE_MLP, "optimiser": AVERAGE_MLP["optimiser"] | epochs, **measured}
         yield Variant(f"Avg+MLP, {works} works", "curve", mlp, works)

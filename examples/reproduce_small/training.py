@@ -31,7 +31,7 @@ def slug(variant: Variant, seed: int) -> str:
 
 
 def train_and_embed(variant: Variant, seed: int, folder: Path) -> str:
-    """Trains, unless that was done, and leaves `<folder>/vectors/<slug>.parquet`.
+    """Trains and embeds, unless that was done, and leaves `<folder>/vectors/<slug>.parquet`.
 
     Returns:
         One line about it.
@@ -45,15 +45,17 @@ def train_and_embed(variant: Variant, seed: int, folder: Path) -> str:
     recipe = load_settings(TrainRecipe, RECIPE, changes)
     job = train_alone(recipe)
     history = job.history()
-    best = max(entry.get("map", 0.0) for entry in history)
-    line = f"{variant.name}, seed {seed}: loss {history[-1]['loss']:.3f}, validation MAP {best:.3f}"
-    out = folder / "vectors" / f"{name}.parquet"
-    if out.exists():
+    line = f"{variant.name}, seed {seed}: loss {history[-1]['loss']:.3f}, validation MAP {history[-1]['map']:.3f}"
+    model, out = load_model(job.model_uri), folder / "vectors" / f"{name}.parquet"
+    of_model = {"model_digest": model.config.digest}
+    if (
+        out.exists()
+        and (pq.read_schema(out).metadata or {}).get(b"model_digest") == model.config.digest.encode()
+    ):
         return line
     crops = job.splits.crops
     tracks = Tracks.of_split(job.manifest.table, recipe.manifest, "test", crops)
-    network = load_model(job.model_uri).network
-    z, offsets = Embedder(network, crops, 0, 1, torch.device("cpu")).embed(tracks, windows=True)
+    z, offsets = Embedder(model.network, crops, 0, 1, torch.device("cpu")).embed(tracks, windows=True)
     counts = np.diff(offsets)
     table = pa.table(
         {
@@ -61,7 +63,7 @@ def train_and_embed(variant: Variant, seed: int, folder: Path) -> str:
             "window": pa.array(np.concatenate([np.arange(n) for n in counts]), pa.int32()),
             "z": pa.FixedSizeListArray.from_arrays(pa.array(z.ravel()), z.shape[1]),
         }
-    )
+    ).replace_schema_metadata(of_model)
     sink = io.BytesIO()
     pq.write_table(table, sink)
     Storage().write(str(out), sink.getvalue())
@@ -71,8 +73,6 @@ def train_and_embed(variant: Variant, seed: int, folder: Path) -> str:
 def _with_fewer_works(folder: Path, works: int) -> Path:
     """A manifest whose training split has so many works with two versions or more; larger ones hold the smaller."""
     path = folder / f"manifest-{works}.parquet"
-    if path.exists():
-        return path
     table = read_manifest(Storage(), str(folder / "manifest.parquet")).table
     splits, cliques = table["split"].to_pylist(), table["clique_id"].to_pylist()
     training = [c for c, split in zip(cliques, splits, strict=True) if split == "train" and c is not None]

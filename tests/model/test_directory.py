@@ -25,7 +25,7 @@ def save(uri, settings=SMALL, seed=0):
     config = ModelConfig(
         model=settings,
         input_dim=6,
-        digest=digest_of(network),
+        digest=digest_of(network.state_dict(), settings),
         extractor_id="abc",
         crop=40,
         metrics={"map": 0.5},
@@ -49,13 +49,16 @@ def test_a_model_comes_back(tmp_path, settings, place):
         loaded.check_extractor("xyz")
 
 
-def test_the_digest_names_the_weights(tmp_path):
-    one, _ = save(tmp_path / "1")
+def test_the_digest_names_weights_and_settings(tmp_path):
+    one, config = save(tmp_path / "1")
     same, _ = save(tmp_path / "2")
     other, _ = save(tmp_path / "3", seed=1)
-    assert digest_of(one) == digest_of(same) != digest_of(other)
+    first, second, third = (digest_of(network.state_dict(), SMALL) for network in (one, same, other))
+    assert first == second == config.digest != third
     same.input_mean[0] += 1
-    assert digest_of(one) != digest_of(same)
+    assert digest_of(same.state_dict(), SMALL) != first
+    # as many weights, other vectors
+    assert digest_of(one.state_dict(), SMALL.model_copy(update={"heads": 4})) != first
 
 
 def test_what_cannot_be_loaded_is_one_sentence(tmp_path):
@@ -70,6 +73,13 @@ def test_what_cannot_be_loaded_is_one_sentence(tmp_path):
         wealy_ray.load_model(str(folder))
     config.write_text(json.dumps(json.loads(good_config) | {"input_dim": 7}))
     with pytest.raises(StoreError, match=r"does not fit its config\.json"):
+        wealy_ray.load_model(str(folder))
+    for changes in ({"format": 2}, {"input_dim": -3}, {"input_dim": 10**13}):
+        config.write_text(json.dumps(json.loads(good_config) | changes))
+        with pytest.raises(StoreError, match="of another version of wealy-ray"):
+            wealy_ray.load_model(str(folder))
+    config.write_text(good_config.replace('"heads": 2', '"heads": 4'))
+    with pytest.raises(StoreError, match="holds other weights or settings"):
         wealy_ray.load_model(str(folder))
     config.write_text(good_config)
     weights.write_bytes(good_weights[:-8])

@@ -20,7 +20,7 @@ from tests.pipelines.support import call_wealy, run_wealy, start_wealy, wait_for
 from tests.s3_server import S3Server
 from tests.store.songs import make_song_store
 from wealy_ray.catalog import read_manifest, write_manifest
-from wealy_ray.errors import ClusterError, ManifestError, StoreError, TrainingError, WealyError
+from wealy_ray.errors import ClusterError, ManifestError, StoreError, TrainingError
 from wealy_ray.model import load_model
 from wealy_ray.storage import Storage, join
 from wealy_ray.training.recipe import TrainRecipe
@@ -260,9 +260,9 @@ def test_a_fault_of_one_rank_ends_the_run_with_its_sentence(songs: Path, tmp_pat
     for shard in shards:
         shard.unlink()
     broken = settings_of(songs, tmp_path / "broken", store=str(tmp_path / "store"))
-    with pytest.raises(WealyError, match=r"shard|\.parquet") as caught:
+    with pytest.raises(StoreError) as caught:
         run(broken)
-    assert shards[0].name in str(caught.value) or len(shards) > 1
+    assert any(shard.name in str(caught.value) for shard in shards)
 
 
 def test_what_cannot_be_trained_is_said_before_anything_is_written(songs: Path, tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_what_cannot_be_trained_is_said_before_anything_is_written(songs: Path, 
         (
             {"gather": "none", "resources": {"workers": 8, "passes": 8}},
             ManifestError,
-            "each of 8 workers needs cliques of its own, a batch has 6",
+            "each of 8 workers needs two cliques of its own to tell apart, a batch has 6",
         ),
     ]
     for changes, kind, words in cases:

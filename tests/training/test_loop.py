@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -12,14 +16,16 @@ import torch.multiprocessing as mp
 
 from wealy_ray.catalog import read_manifest
 from wealy_ray.errors import ManifestError, StoreError, TrainingError
-from wealy_ray.model import ModelConfig, digest_of
+from wealy_ray.model import ModelConfig, digest_of, load_model
 from wealy_ray.storage import Storage
 from wealy_ray.store import StoreReader
-from wealy_ray.training.checkpoint import Checkpoints, check_facts
+from wealy_ray.training.alone import train_alone
+from wealy_ray.training.checkpoint import Checkpoints, DamagedError, check_facts
 from wealy_ray.training.crops import CropReader, kinds_by_name
-from wealy_ray.training.data import Tracks
+from wealy_ray.training.data import Batches, Tracks
 from wealy_ray.training.loop import Loop, Rank, Splits
 from wealy_ray.training.recipe import TrainRecipe
+from wealy_ray.training.sampler import CliqueSampler
 
 MODEL = {
     "kind": "transformer",
@@ -82,7 +88,7 @@ def train(
             config = ModelConfig(
                 model=recipe.model,
                 input_dim=loop.input_dim,
-                digest=digest_of(loop.network),
+                digest=digest_of(loop.network.state_dict(), recipe.model),
                 extractor_id="e",
                 crop=recipe.data.crop,
             )
@@ -115,7 +121,10 @@ def test_it_learns_what_versions_share(song_store: Path) -> None:
     assert all(0 <= entry["padded_share"] < 0.5 for entry in history)
 
 
-@pytest.mark.parametrize("loss", [{"kind": "triplet"}, {"kind": "clews"}, {"kind": "supervised_contrastive"}])
+OTHER_LOSSES = [{"kind": "triplet"}, {"kind": "clews"}, {"kind": "supervised_contrastive"}]
+
+
+@pytest.mark.parametrize("loss", OTHER_LOSSES)
 def test_other_losses_go_down(song_store: Path, loss: dict) -> None:
     history = train(a_recipe(song_store, loss=loss)).progression.history
     assert history[-1]["loss"] < history[0]["loss"]
@@ -176,6 +185,47 @@ def test_any_number_of_ranks_trains_the_same_model(song_store: Path, tmp_path: P
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
 
 
+def test_a_rank_without_a_pass_takes_part(song_store: Path, tmp_path: Path) -> None:
+    """Six rows of like length make three passes; four ranks share them."""
+    recipes: list[TrainRecipe] = []
+    for loss in [{"kind": "nt_xent"}, *OTHER_LOSSES]:
+        recipe = a_recipe(
+            song_store,
+            loss=loss,
+            data={"crop": 10, "cliques_per_batch": 3},
+            optimiser={"learning_rate": 3e-3, "epochs": 1, "warmup_epochs": 0},
+            validation={"every_epochs": 1},
+        )
+        if not recipes:
+            batches = Batches(splits_of(recipe).train, *_sampler_and_crops(recipe), 3, 4, 4)
+            with ThreadPoolExecutor(1) as pool:
+                step = batches.read((0, 0), memoryview(bytearray(batches.most_bytes)), pool)
+            assert (step.passes, step.sizes) == ([], [2, 2, 2, 0])
+        recipes.append(recipe)
+    mp.spawn(_each, (recipes, tmp_path), nprocs=4)
+    for number, recipe in enumerate(recipes):
+        alone = train(recipe).progression.history
+        four = [torch.load(tmp_path / f"{number}-{rank}.pt") for rank in range(4)]
+        for weights, history in four:
+            assert_equal(weights, four[0][0])
+            assert history[0]["loss"] == pytest.approx(alone[0]["loss"], abs=1e-4)
+            assert history[0]["gradient_norm"] == pytest.approx(alone[0]["gradient_norm"], abs=1e-3)
+
+
+def _each(number: int, recipes: list[TrainRecipe], folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=number, world_size=4)
+    for i, recipe in enumerate(recipes):
+        loop = train(recipe, Rank(number, 4, torch.device("cpu")))
+        torch.save((weights_of(loop), loop.progression.history), folder / f"{i}-{number}.pt")
+    dist.destroy_process_group()
+
+
+def _sampler_and_crops(recipe: TrainRecipe) -> tuple[CliqueSampler, CropReader]:
+    splits = splits_of(recipe)
+    return CliqueSampler(splits.train.cliques, cliques_per_batch=3, seed=recipe.seed), splits.crops
+
+
 def test_without_gathering_ranks_see_their_own_negatives(song_store: Path, tmp_path: Path) -> None:
     found = ranks(2, a_recipe(song_store, gather="none"), tmp_path / "none")
     assert_equal(found[0][0], found[1][0])
@@ -201,6 +251,34 @@ def test_a_loss_that_is_nan_names_the_tracks(song_store: Path) -> None:
     with pytest.raises(
         TrainingError, match=r"the loss is nan in epoch \d, step \d, with tracks set:V-\d+, set:V-"
     ):
+        train(recipe)
+
+
+@pytest.mark.parametrize(
+    ("track", "standardise", "words"),
+    [
+        ("set:V-20", True, "states of set:V-20 are not finite: extract it again"),
+        ("set:V-20", False, "the loss is nan in epoch 1, step 1, with tracks set:V-20 (all"),
+        ("set:V-50", True, "embeddings are not finite of set:V-50: look at their states"),
+    ],
+)
+def test_states_that_are_nan_are_named(
+    song_store: Path, monkeypatch: pytest.MonkeyPatch, track: str, standardise: bool, words: str
+) -> None:
+    read = CropReader.read
+
+    def damaged(crops: CropReader, row: int, start: int, out: np.ndarray) -> None:
+        read(crops, row, start, out)
+        if row == crops.rows([track])[0]:
+            out[0, 3] = np.nan
+
+    monkeypatch.setattr(CropReader, "read", damaged)
+    recipe = a_recipe(
+        song_store,
+        model=MODEL | {"standardise": standardise},
+        data={"crop": 40, "cliques_per_batch": 14, "versions_per_clique": 3},
+    )
+    with pytest.raises(TrainingError, match=re.escape(words)):
         train(recipe)
 
 
@@ -235,6 +313,22 @@ def test_damaged_and_unfinished_checkpoints_give_way_to_the_one_before(
         checkpoints.read_latest()
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "config.json"])
+def test_a_changed_byte_is_noticed(song_store: Path, tmp_path: Path, name: str) -> None:
+    train(a_recipe(song_store), stops=(3,), folder=tmp_path)
+    checkpoints = checkpoints_of(tmp_path / "0")
+    place = checkpoints.places()[0]
+    file = tmp_path / "0" / "checkpoints" / place.name / name
+    data = bytearray(file.read_bytes())
+    if name == "config.json":
+        data = data.replace(b'"heads": 2', b'"heads": 4')
+    else:
+        data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(DamagedError, match=f"{place.name} is damaged"):
+        checkpoints.read(place)
+
+
 def test_splits_that_cannot_be_used_are_one_sentence(song_store: Path) -> None:
     recipe = a_recipe(song_store)
     splits = splits_of(recipe)
@@ -244,3 +338,59 @@ def test_splits_that_cannot_be_used_are_one_sentence(song_store: Path) -> None:
         data = {"train_split": name}
         with pytest.raises(ManifestError, match="has no track of split 'nothing'; it has train, val"):
             splits_of(a_recipe(song_store, data=data))
+
+
+def test_the_best_checkpoint_is_found_again(song_store: Path, tmp_path: Path) -> None:
+    """Damaged, its twin counts; without one, the sentence names another that can be used."""
+    recipe = a_recipe(
+        song_store,
+        out=str(tmp_path / "out"),
+        optimiser={"learning_rate": 3e-3, "epochs": 1, "warmup_epochs": 0},
+        tracking=[],
+    )
+    job = train_alone(recipe)
+    model = digest_of(load_model(job.model_uri).network.state_dict())
+    place = job.checkpoints.places()[-1]
+    folder = tmp_path / "out" / "checkpoints"
+    shutil.copytree(folder / place.name, folder / f"{place.name[:13]}ffffffff")
+    (folder / place.name / "model.safetensors").write_bytes(b"")
+    shutil.rmtree(tmp_path / "out" / "model")
+    assert digest_of(load_model(train_alone(recipe).model_uri).network.state_dict()) == model
+    shutil.rmtree(tmp_path / "out" / "model")
+    best = folder / f"{place.name[:13]}ffffffff"
+    best.rename(folder / "00000-000001-aaaaaaaa")
+    with pytest.raises(StoreError, match="the checkpoint of the best epoch, 1, is gone"):
+        job._read_best(1)
+
+
+def test_an_out_that_does_not_say_what_it_holds_is_refused(song_store: Path, tmp_path: Path) -> None:
+    recipe = a_recipe(
+        song_store,
+        out=str(tmp_path / "out"),
+        optimiser={"learning_rate": 3e-3, "epochs": 1, "warmup_epochs": 0},
+        tracking=[],
+    )
+    train_alone(recipe)
+    file = tmp_path / "out" / "training.json"
+    file.write_text("[1]")
+    with pytest.raises(StoreError, match=r"training.json is damaged: give this training another `out`"):
+        train_alone(recipe)
+    file.unlink()
+    with pytest.raises(StoreError, match=r"holds a model, but no training\.json"):
+        train_alone(recipe)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seed": -1}, "greater than or equal to 0"),
+        ({"seed": 2**70}, "less than"),
+        ({"data": {"cliques_per_batch": 1}}, "greater than or equal to 2"),
+        ({"data": {"kinds": []}}, "at least 1 item"),
+        ({"resources": {"workers": [2, 1]}}, "the smaller of the two numbers comes first: [1, 2]"),
+        ({"gather": "none", "resources": {"workers": [1, 4]}}, "give one number"),
+    ],
+)
+def test_settings_under_which_nothing_is_learnt_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        a_recipe(Path(), **changes)

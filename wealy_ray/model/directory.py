@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, PositiveInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor, nn
+from torch import Tensor
 
 from wealy_ray.config import Settings
 from wealy_ray.errors import StoreError
@@ -25,17 +26,17 @@ from wealy_ray.model.networks import StateNetwork, build_model
 from wealy_ray.model.settings import KindName, ModelSettings
 from wealy_ray.storage import ObjectMissingError, Storage, join
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 
 
 class ModelConfig(Settings):
     """What `config.json` holds."""
 
-    format: int = FORMAT
+    format: Literal[1] = FORMAT
     model: ModelSettings
-    input_dim: int
+    input_dim: int = Field(gt=0, le=65536)
     digest: str
-    """Of the weights, see `digest_of`."""
+    """Of weights and `model`, see `digest_of`."""
     extractor_id: str
     """What the states must have been computed with; of sentences: the id of their store."""
     crop: PositiveInt
@@ -84,7 +85,8 @@ class TrainedModel:
 
 def save_model(storage: Storage, uri: str, network: StateNetwork, config: ModelConfig, card: str) -> None:
     """Writes a model directory; `config.json` comes last, so who finds it finds all."""
-    storage.write(join(uri, "model.safetensors"), save_tensors(_tensors(network)))
+    weights = {name: _plain(tensor) for name, tensor in network.state_dict().items()}
+    storage.write(join(uri, "model.safetensors"), save_tensors(weights))
     storage.write(join(uri, "README.md"), card.encode())
     storage.write(join(uri, "config.json"), (config.model_dump_json(indent=2) + "\n").encode())
 
@@ -97,34 +99,50 @@ def load_model(uri: str, storage: Storage | None = None) -> TrainedModel:
         storage: Access; None: with the usual environment.
 
     Raises:
-        StoreError: It is not there, damaged, or of a newer format.
+        StoreError: It is not there, damaged, or of another format.
     """
-    storage = storage or Storage()
-    try:
-        config = ModelConfig.model_validate(json.loads(storage.read(join(uri, "config.json"))))
-        weights = storage.read(join(uri, "model.safetensors"))
-    except ObjectMissingError as e:
-        raise StoreError(f"there is no model at {uri}: it has no config.json or no model.safetensors") from e
-    except (ValueError, ValidationError) as e:
-        raise StoreError(f"{uri}/config.json is damaged, or of another version of wealy-ray") from e
+    config, weights = read_model(storage or Storage(), uri)
     network = build_model(config.model, config.input_dim)
     try:
-        network.load_state_dict(load_tensors(weights))
-    except (SafetensorError, RuntimeError) as e:
-        raise StoreError(f"{uri}/model.safetensors is damaged, or does not fit its config.json") from e
-    if digest_of(network) != config.digest:
-        raise StoreError(f"{uri}/model.safetensors holds other weights than its config.json says")
+        network.load_state_dict(weights)
+    except RuntimeError as e:
+        raise StoreError(f"{uri}/model.safetensors does not fit its config.json") from e
     return TrainedModel(network.eval().requires_grad_(False), config)
 
 
-def digest_of(network: nn.Module) -> str:
-    """BLAKE2b of names, shapes and bytes of all tensors, 32 hexadecimal digits."""
+def read_model(storage: Storage, uri: str) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """What a model directory holds; the weights are those that it was written with.
+
+    Raises:
+        StoreError: See `load_model`.
+    """
+    try:
+        config = ModelConfig.model_validate(json.loads(storage.read(join(uri, "config.json"))))
+        weights = load_tensors(storage.read(join(uri, "model.safetensors")))
+    except ObjectMissingError as e:
+        raise StoreError(f"there is no model at {uri}: it has no config.json or no model.safetensors") from e
+    except SafetensorError as e:
+        raise StoreError(f"{uri}/model.safetensors is damaged") from e
+    except (ValueError, ValidationError) as e:
+        raise StoreError(f"{uri}/config.json is damaged, or of another version of wealy-ray") from e
+    if digest_of(weights, config.model) != config.digest:
+        raise StoreError(f"{uri} holds other weights or settings than its digest says")
+    return config, weights
+
+
+def digest_of(weights: Mapping[str, Tensor], settings: ModelSettings | None = None) -> str:
+    """BLAKE2b of names, shapes and bytes of tensors and of what is built with them, 32 hexadecimal digits.
+
+    Two networks of one digest give the same vectors: heads and positions leave no trace in the weights.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(_tensors(network).items()):
+    if settings is not None:
+        digest.update(settings.model_dump_json(exclude_none=True).encode())
+    for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(_plain(tensor).reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
-def _tensors(network: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()

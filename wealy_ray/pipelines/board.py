@@ -64,14 +64,16 @@ class BoardEar:
     Args:
         board: The actor.
         is_first: Whether this is the first rank: it alone talks with the board.
-        steps_per_look: Steps after which all ranks ask Ray whether a node is about to be taken away.
+        steps_per_look: Steps after which all ranks ask Ray whether a node is about to be taken away; they wait for
+            one another there, a few milliseconds.
     """
 
-    def __init__(self, board: Any, *, is_first: bool, steps_per_look: int = 16) -> None:
+    def __init__(self, board: Any, *, is_first: bool, steps_per_look: int = 4) -> None:
         self._board, self._is_first, self._steps_per_look = board, is_first, steps_per_look
         self._answer: Any = None
         self._asked_s = self._told_s = -ASK_EVERY_S
-        self._stops = self._is_warned = False
+        self._stops = False
+        self._doomed: set[str] = set()
         self._steps = 0
 
     def tell(self, pulse: Pulse) -> None:
@@ -81,7 +83,7 @@ class BoardEar:
             self._board.tell.remote(pulse)
 
     def wants(self) -> tuple[bool, bool]:
-        """To save once when a node is about to be taken away; to save and stop when the driver says so."""
+        """To save once for each node that is about to be taken away; to save and stop when the driver says so."""
         if self._is_first:
             self._ask()
         return self._is_news_of_preemption(), self._stops
@@ -100,7 +102,10 @@ class BoardEar:
 
         self._steps += 1
         # all ranks must ask at the same step
-        if self._is_warned or self._steps % self._steps_per_look:
+        if self._steps % self._steps_per_look:
             return False
-        self._is_warned = ray.train.get_preemption_info() is not None
-        return self._is_warned
+        info = ray.train.get_preemption_info()
+        doomed = set() if info is None else set(info.preempted_node_ids)
+        is_news = not doomed <= self._doomed
+        self._doomed |= doomed
+        return is_news

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wealy_ray.errors import ReconciliationError, TransientError, WealyError
+from wealy_ray.errors import ReconciliationError, StoreError, TransientError, WealyError
 from wealy_ray.model import load_model
 from wealy_ray.pipelines.board import BoardEar, pin_board
 from wealy_ray.pipelines.session import Cluster, check_room, connect, find_fault
@@ -144,10 +144,15 @@ class _Run:
         if self.summary.pulse is None:
             return  # no step was made: there is nothing to save
         log.warning("stopping: the workers save first (interrupt again to leave at once)")
+        before = self.job.checkpoints.places()
         board.stop.remote()
         thread.join(STOP_S)
-        if thread.is_alive():
-            log.warning("the workers have not saved in %.0f s; the last checkpoint counts", STOP_S)
+        after = self.job.checkpoints.places()
+        if after[-1:] == before[-1:]:  # when the signal went to Ray's processes too, they are gone
+            counts = (
+                f"the last checkpoint, {after[-1].name}, counts" if after else "there is no checkpoint yet"
+            )
+            log.warning("the workers have not saved: %s", counts)
 
 
 class _Fit(threading.Thread):
@@ -181,7 +186,7 @@ def _trainer(recipe: TrainRecipe, board: Any, is_local: bool) -> Any:
     run: dict[str, Any] = {  # the types that Ray declares are those of the Train before V2
         "name": f"wealy-{uuid.uuid4().hex[:8]}",
         # Ray keeps notes on its own run here; ours are in `out`
-        "storage_path": str(Path(tempfile.gettempdir()) / "wealy-ray-train"),
+        "storage_path": str(_notes_folder()),
         "failure_config": FailureConfig(max_failures=resources.max_failures),
         "logging_config": LoggingConfig(log_level="CRITICAL"),  # errors reach us, and are said once
     }
@@ -191,6 +196,10 @@ def _trainer(recipe: TrainRecipe, board: Any, is_local: bool) -> Any:
         scaling_config=ScalingConfig(resources_per_worker=each, **scaling),
         run_config=RunConfig(**run),
     )
+
+
+def _notes_folder() -> Path:
+    return Path(tempfile.gettempdir()) / f"wealy-ray-train-{os.getuid()}"
 
 
 def train_rank(config: dict[str, Any]) -> None:
@@ -283,7 +292,7 @@ def _as_ours(error: BaseException) -> BaseException:
 
 def _check_room(recipe: TrainRecipe, cluster: Cluster) -> None:
     resources = recipe.resources
-    workers = resources.workers if isinstance(resources.workers, int) else min(resources.workers)
+    workers = resources.least_workers
     check_room(
         cluster,
         workers * resources.gpus,
@@ -301,7 +310,12 @@ def _reconciled(job: Job, summary: TrainSummary) -> TrainSummary:
         ReconciliationError: It does not.
     """
     out, history = job.recipe.out, job.history()
-    model = load_model(job.model_uri, job.storage)
+    try:
+        model = load_model(job.model_uri, job.storage)
+    except StoreError as e:
+        raise StoreError(
+            f"{e}; remove {job.model_uri} and run the same command again: it is written anew from the checkpoints"
+        ) from e
     epochs = [round(entry["epoch"]) for entry in history]
     if epochs != list(range(1, len(epochs) + 1)):
         raise ReconciliationError(

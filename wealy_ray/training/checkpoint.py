@@ -2,7 +2,7 @@
 
 model.safetensors, config.json, README.md   a model directory (see `model.directory`): any checkpoint can be used
 state.pt       optimiser, place in the run, best score, mined neighbours; tensors and plain values only
-facts.json     what the training is; written last: a folder without it is no checkpoint
+facts.json     what the training is, and a checksum of state.pt; written last: a folder without it is no checkpoint
 
 Folders are named by epoch and step, and never overwritten: a driver or worker that was thought dead and writes late
 does no harm.
@@ -10,6 +10,7 @@ does no harm.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
@@ -19,11 +20,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from wealy_ray.errors import StoreError, WealyError
-from wealy_ray.model import ModelConfig, StateNetwork, save_model
+from wealy_ray.model import ModelConfig, StateNetwork, read_model, save_model
 from wealy_ray.storage import ObjectMissingError, Storage, join
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,8 @@ class Checkpoints:
         sink = io.BytesIO()
         torch.save({"optimiser": optimiser, "progression": vars(progression)}, sink)
         self.storage.write(join(uri, "state.pt"), sink.getvalue())
-        self.storage.write(join(uri, "facts.json"), (json.dumps(self.facts, indent=1) + "\n").encode())
+        facts = {**self.facts, "state_digest": _digest(sink.getvalue())}
+        self.storage.write(join(uri, "facts.json"), (json.dumps(facts, indent=1) + "\n").encode())
         self._thin_out(progression)
         return uri
 
@@ -122,7 +123,7 @@ class Checkpoints:
         for place in reversed(places):
             try:
                 return self.read(place)
-            except _DamagedError as e:
+            except DamagedError as e:
                 log.warning("%s; the one before it is used", e)
         if places:
             raise StoreError(f"all checkpoints in {self.root} are damaged: remove them to start anew")
@@ -132,18 +133,21 @@ class Checkpoints:
         """One checkpoint.
 
         Raises:
-            StoreError: It is of another training, or damaged.
+            StoreError: It is of another training.
+            DamagedError: Bytes are missing, or others than were written.
         """
         uri = join(self.root, place.name)
         try:
             found = json.loads(self.storage.read(join(uri, "facts.json")))
-            data = io.BytesIO(self.storage.read(join(uri, "state.pt")))
-            state = torch.load(data, map_location="cpu", weights_only=True)
-            weights = load_tensors(self.storage.read(join(uri, "model.safetensors")))
-        except Exception as e:  # torch and safetensors raise errors of many kinds for what they cannot read
-            if isinstance(e, WealyError) and not isinstance(e, ObjectMissingError):
+            data = self.storage.read(join(uri, "state.pt"))
+            if found.pop("state_digest") != _digest(data):
+                raise StoreError(f"{uri}/state.pt holds other bytes than were written")
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            _, weights = read_model(self.storage, uri)
+        except Exception as e:  # torch raises errors of many kinds for what it cannot read
+            if isinstance(e, WealyError) and not isinstance(e, ObjectMissingError | StoreError):
                 raise
-            raise _DamagedError(f"the checkpoint {uri} is damaged ({type(e).__name__})") from e
+            raise DamagedError(f"the checkpoint {uri} is damaged ({type(e).__name__})") from e
         check_facts(found, self.facts, uri)
         return weights, state["optimiser"], Progression(**state["progression"])
 
@@ -160,8 +164,12 @@ class Checkpoints:
             self.storage.delete_folder(uri)
 
 
-class _DamagedError(StoreError):
+class DamagedError(StoreError):
     """A checkpoint that cannot be read."""
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def check_facts(found: dict[str, Any], wanted: dict[str, Any], uri: str) -> None:

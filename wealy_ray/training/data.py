@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from wealy_ray.catalog import tracks_of_split
-from wealy_ray.errors import ManifestError
+from wealy_ray.errors import ManifestError, TrainingError
 from wealy_ray.store.schema import STATES_DTYPE
 from wealy_ray.training.crops import CropReader
 from wealy_ray.training.passes import plan_passes
@@ -203,12 +203,28 @@ def carve(memory: memoryview, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]
     return tensors
 
 
+def name_some(track_ids: Sequence[str], most: int = 6) -> str:
+    """The first few, for a sentence."""
+    more = len(track_ids) - most
+    return ", ".join(track_ids[:most]) + (f" and {more} more" if more > 0 else "")
+
+
 def input_statistics(tracks: Tracks, crops: CropReader, seed: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each dimension, float32 [dim], over crops of training tracks."""
+    """Mean and standard deviation of each dimension, float32 [dim], over crops of training tracks.
+
+    Raises:
+        TrainingError: States are not finite.
+    """
     chosen = np.random.default_rng([seed, CROPS]).permutation(len(tracks))[:STATISTICS_TRACKS]
     count, total, squares = 0, np.zeros(0), np.zeros(0)
+    chosen.sort()
     with ThreadPoolExecutor(READERS) as pool:
-        for part in pool.map(lambda t: crops.at(int(tracks.rows[t]), 0), sorted(chosen.tolist())):
+        parts = pool.map(lambda t: crops.at(int(tracks.rows[t]), 0), chosen.tolist())
+        for track, part in zip(chosen.tolist(), parts, strict=True):
+            if not np.isfinite(part).all():
+                raise TrainingError(
+                    f"states of {tracks.track_ids[track]} are not finite: extract it again, or leave it out"
+                )
             values = part.astype(np.float64)
             count += len(values)
             total = values.sum(0) + (total if len(total) else 0)

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from torch import Tensor
 
 from wealy_ray.catalog import Manifest, read_manifest
 from wealy_ray.errors import ManifestError, StoreError
@@ -24,13 +26,15 @@ from wealy_ray.model import ModelConfig, digest_of, save_model
 from wealy_ray.storage import ObjectMissingError, Storage, join
 from wealy_ray.store import StoreReader, TrackCache
 from wealy_ray.training.card import model_card
-from wealy_ray.training.checkpoint import Checkpoints, Progression, check_facts
+from wealy_ray.training.checkpoint import Checkpoints, DamagedError, Progression, check_facts
 from wealy_ray.training.crops import CropReader, kinds_by_name
 from wealy_ray.training.data import Tracks
 from wealy_ray.training.loop import Loop, Splits
 from wealy_ray.training.recipe import TrainRecipe
 from wealy_ray.training.sampler import CliqueSampler
 from wealy_ray.training.sentences import sentence_reader
+
+log = logging.getLogger(__name__)
 
 NUMERICS_VERSION = 1
 """Moved when the same recipe would train other weights."""
@@ -62,20 +66,28 @@ class Job:
         storage = Storage(recipe.storage)
         manifest = read_manifest(storage, recipe.manifest)
         storage.check_folder(recipe.out)
-        found = _read_json(storage, join(recipe.out, "training.json"))
+        found = _facts_in(storage, recipe.out)
         index = recipe.index or (found or {}).get("index")
-        reader = StoreReader.open(storage, recipe.store, recipe.extractor_id, index)
+        extractor_id = recipe.extractor_id or (found or {}).get("extractor_id")
+        reader = StoreReader.open(storage, recipe.store, extractor_id, index)
         fixed = {"extractor_id": reader.extractor_id, "index": reader.index.number}
         job = cls(recipe.model_copy(update=fixed), storage, manifest, reader)
         if found is not None:
             check_facts(found, job.facts, recipe.out)
+        elif job.is_done:
+            raise StoreError(
+                f"{recipe.out} holds a model, but no training.json that says what it was trained on: give this "
+                "training another `out`"
+            )
         return job
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """What must be the same for a training to go on; the number of workers need not."""
+        """What must be the same for a training to go on; the number of workers need not, if all gather."""
         names = {"model", "loss", "gather", "data", "optimiser", "validation", "mining", "seed"}
+        workers = {"workers": self.recipe.resources.workers} if self.recipe.gather == "none" else {}
         return {
+            **workers,
             "numerics_version": NUMERICS_VERSION,
             "manifest_digest": self.manifest.digest,
             "extractor_id": self.reader.extractor_id,
@@ -116,12 +128,11 @@ class Job:
         )
         # says so when there is nothing to tell apart
         CliqueSampler(train.cliques, cliques_per_batch=data.cliques_per_batch)
-        workers = self.recipe.resources.workers
-        most = workers if isinstance(workers, int) else max(workers)
-        if self.recipe.gather == "none" and min(num_cliques(train), data.cliques_per_batch) < most:
+        workers, slots = resources.most_workers, min(num_cliques(train), data.cliques_per_batch)
+        if self.recipe.gather == "none" and slots < 2 * workers:
             raise ManifestError(
-                f"with gather: none each of {most} workers needs cliques of its own, a batch has "
-                f"{min(num_cliques(train), data.cliques_per_batch)}; take fewer workers, or gather: all"
+                f"with gather: none each of {workers} workers needs two cliques of its own to tell apart, a batch has "
+                f"{slots}; take fewer workers, or gather: all"
             )
         if not num_cliques(validation):
             raise ManifestError(
@@ -153,7 +164,7 @@ class Job:
         """
         uri, data = join(self.recipe.out, "training.json"), json.dumps(self.facts, indent=1) + "\n"
         if not self.storage.write_if_absent(uri, data.encode()):
-            check_facts(_read_json(self.storage, uri) or {}, self.facts, self.recipe.out)
+            check_facts(_facts_in(self.storage, self.recipe.out) or {}, self.facts, self.recipe.out)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Tracks and cliques of both splits."""
@@ -194,18 +205,33 @@ class Job:
         return uri
 
     def finish(self, loop: Loop) -> None:
-        """Writes the best checkpoint as the model."""
-        best = [p for p in self.checkpoints.places() if (p.epoch, p.step) == (loop.progression.best_epoch, 0)]
-        if not best:
-            raise StoreError(
-                f"the best checkpoint (epoch {loop.progression.best_epoch}) is not in {self.checkpoints.root} any more"
-            )
+        """Writes the best checkpoint as the model.
+
+        Raises:
+            StoreError: It is gone or damaged.
+        """
         self._write_history(loop.progression)  # a driver that was thought dead may have written an older one
-        weights, _, progression = self.checkpoints.read(best[0])
+        weights, progression = self._read_best(loop.progression.best_epoch)
         loop.network.load_state_dict(weights)
         config = self._config(loop, progression)
         card = self._card(config, loop, f"WEALY model {config.digest[:8]}")
         save_model(self.storage, self.model_uri, loop.network, config, card)
+
+    def _read_best(self, epoch: int) -> tuple[dict[str, Tensor], Progression]:
+        """An epoch that was done twice, after a fault, has two checkpoints with the same weights."""
+        places = self.checkpoints.places()
+        for place in places:
+            if (place.epoch, place.step) == (epoch, 0):
+                try:
+                    weights, _, progression = self.checkpoints.read(place)
+                except DamagedError as e:
+                    log.warning("%s", e)
+                else:
+                    return weights, progression
+        raise StoreError(
+            f"the checkpoint of the best epoch, {epoch}, is gone from {self.checkpoints.root} or damaged; "
+            f"{places[-1].name} there is the last, and a model directory too; or train anew with another `out`"
+        )
 
     @property
     def _history_uri(self) -> str:
@@ -220,7 +246,7 @@ class Job:
         return ModelConfig(
             model=self.recipe.model,
             input_dim=loop.input_dim,
-            digest=digest_of(loop.network),
+            digest=digest_of(loop.network.state_dict(), self.recipe.model),
             extractor_id=self.fed.extractor_id,
             crop=data.crop,
             kinds=data.kinds,
@@ -232,7 +258,8 @@ class Job:
                 "languages": self.languages,
             },
             metrics={
-                "validation_map": measured[-1] if measured else None,
+                # of these very weights, not of older ones
+                "validation_map": measured[-1] if measured and not progression.step else None,
                 "epochs": progression.epoch,
                 "loss": self.recipe.loss.kind,
             },
@@ -249,6 +276,13 @@ class Job:
 def num_cliques(tracks: Tracks) -> int:
     """Cliques with two tracks or more."""
     return int((np.bincount(tracks.cliques[tracks.cliques >= 0]) > 1).sum())
+
+
+def _facts_in(storage: Storage, out: str) -> dict[str, Any] | None:
+    found = _read_json(storage, join(out, "training.json"))
+    if found is not None and not isinstance(found, dict):
+        raise StoreError(f"{out}/training.json is damaged: give this training another `out`")
+    return found
 
 
 def _read_json(storage: Storage, uri: str) -> Any:

@@ -23,7 +23,7 @@ from wealy_ray.errors import TrainingError
 from wealy_ray.model import StateNetwork, build_loss, build_model, gather_with_gradient
 from wealy_ray.training.checkpoint import Progression
 from wealy_ray.training.crops import CropReader
-from wealy_ray.training.data import Batches, Step, Tracks, input_statistics
+from wealy_ray.training.data import Batches, Step, Tracks, input_statistics, name_some
 from wealy_ray.training.feed import Feed
 from wealy_ray.training.measure import Embedder, nearest_cliques, validation_map
 from wealy_ray.training.optimiser import add_gradients, build_optimiser, clip_gradients, learning_rate
@@ -127,7 +127,7 @@ class Loop:
         """Trains until the last epoch or until nothing gets better (True), or until somebody wants to stop (False).
 
         Raises:
-            TrainingError: A loss is NaN or infinite.
+            TrainingError: States, a loss or gradients are NaN or infinite.
         """
         recipe = self.recipe
         if self.is_fresh and recipe.model.standardise:
@@ -230,7 +230,8 @@ class Loop:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.network.train()
-        loss = self._loss(step, torch.cat([self._forward(step, i) for i in range(len(step.passes))]))
+        z = self._compared(step)
+        loss = self._loss(step, z)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         parameters = list(self.network.parameters())
@@ -242,26 +243,43 @@ class Loop:
             dist.all_reduce(told)
         value, saves, stops = told.tolist()
         if not math.isfinite(value + float(norm)):
-            log.warning("tracks of the batch whose loss is %g: %s", value, ", ".join(step.tracks))
-            raise TrainingError(
-                f"the loss is {value:g} in epoch {progression.epoch + 1}, step {step.step + 1}, with tracks "
-                f"{', '.join(step.tracks[:6])}{' ... (all are in the log)' if len(step.tracks) > 6 else ''}; look at "
-                "their states, or lower optimiser.learning_rate"
-            )
+            raise self._fault(step, z.detach(), value)
         self.optimiser.step()
         self.tracks_done += len(step.tracks)
         return value, float(norm), saves > 0, stops > 0
 
+    def _compared(self, step: Step) -> Tensor:
+        """Embeddings that are compared, in the order of `step.tracks`, whatever rank embedded what."""
+        # a rank without a pass takes part all the same: the others wait for it
+        none = torch.zeros(0, self.recipe.model.output_dim, device=self.rank.device, requires_grad=True)
+        z = torch.cat([none, *(self._forward(step, i) for i in range(len(step.passes)))])
+        if self.recipe.gather == "all":
+            z = gather_with_gradient(z, step.sizes)
+        return z[step.order.to(self.rank.device).argsort()]
+
     def _loss(self, step: Step, z: Tensor) -> Tensor:
         """This rank's part of the loss; the parts of all ranks add up to that of the batch."""
         rank = self.rank
-        cliques, order = step.cliques.to(rank.device), step.order.to(rank.device)
+        cliques = step.cliques.to(rank.device)
         if self.recipe.gather == "none":
-            return self.loss(z[order.argsort()], cliques, None) / rank.world_size
+            return self.loss(z, cliques, None) / rank.world_size
         first = sum(step.sizes[: rank.number])
-        everyone = gather_with_gradient(z, step.sizes)
-        # in the order of the batch, whatever rank embedded what
-        return self.loss(everyone[order.argsort()], cliques, order[first : first + len(z)])
+        mine = step.order[first : first + step.sizes[rank.number]].to(rank.device)
+        return self.loss(z, cliques, mine)
+
+    def _fault(self, step: Step, z: Tensor, loss: float) -> TrainingError:
+        """What all ranks say, all the same, of a batch that cannot be learnt from."""
+        found = [[name for name, row in zip(step.tracks, z, strict=True) if not row.isfinite().all()]]
+        if self.rank.world_size > 1:
+            mine, found = found[0], [[] for _ in range(self.rank.world_size)]
+            dist.all_gather_object(found, mine)
+        tracks = sorted({name for names in found for name in names}) or step.tracks
+        what = f"the loss is {loss:g}" if not math.isfinite(loss) else "gradients are not finite"
+        log.warning("%s; tracks: %s", what, ", ".join(tracks))
+        return TrainingError(
+            f"{what} in epoch {self.progression.epoch + 1}, step {step.step + 1}, with tracks {name_some(tracks)} "
+            "(all are in the log); look at their states, or lower optimiser.learning_rate"
+        )
 
     def _forward(self, step: Step, i: int) -> Tensor:
         """Embeddings of the rank's i-th pass; its dropout depends on the pass, not on the rank."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from wealy_ray.errors import TrainingError
 from wealy_ray.model import StateNetwork
 from wealy_ray.model.embedder import pad
 from wealy_ray.model.windows import StateWindows
@@ -18,7 +19,7 @@ from wealy_ray.retrieval.evaluation import evaluate
 from wealy_ray.retrieval.metrics import mean_ap
 from wealy_ray.retrieval.multi_vector import MultiVectorScores, PackedSets
 from wealy_ray.training.crops import CropReader
-from wealy_ray.training.data import READERS, Tracks
+from wealy_ray.training.data import READERS, Tracks, name_some
 
 PASS_ROWS = 16
 """Windows that go through the network together."""
@@ -46,6 +47,9 @@ class Embedder:
         """Embeddings float32 [num_windows, z] of all tracks, and offsets int64 [num_tracks + 1] into them.
 
         What stands in a pass depends on the split alone, so any number of ranks gives the same bits.
+
+        Raises:
+            TrainingError: Embeddings are not finite.
         """
         where = StateWindows(mode="windows" if windows else "single").resolved(self.crops.length)
         starts = [where.starts(int(n)) for n in tracks.lengths]
@@ -55,10 +59,15 @@ class Embedder:
         passes = [order[i : i + PASS_ROWS] for i in range(0, len(order), PASS_ROWS)]
         mine = {n: self._embed(tracks, [places[i] for i in passes[n]]) for n in self._share(len(passes))}
         found = self._gathered(mine)
-        z = np.concatenate([found[n] for n in range(len(passes))])
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
-        return z[back], np.cumsum([0, *map(len, starts)], dtype=np.int64)
+        z = np.concatenate([found[n] for n in range(len(passes))])[back]
+        wrong = {tracks.track_ids[places[i][0]] for i in np.flatnonzero(~np.isfinite(z).all(1))}
+        if wrong:  # a MAP over them would be a number all the same
+            raise TrainingError(
+                f"embeddings are not finite of {name_some(sorted(wrong))}: look at their states, or extract them again"
+            )
+        return z, np.cumsum([0, *map(len, starts)], dtype=np.int64)
 
     def _share(self, num: int) -> Iterator[int]:
         return iter(range(self.rank, num, self.world_size))

@@ -48,7 +48,7 @@ def plan_passes(lengths: np.ndarray, num_passes: int, world_size: int) -> Plan:
     Args:
         lengths: int64 [B], states of each row.
         num_passes: At most so many passes.
-        world_size: Ranks; more than passes leave some without work.
+        world_size: Ranks; with fewer passes than that some are left without work.
     """
     order = np.argsort(-lengths, kind="stable")
     passes = _cut(order, lengths, _least_limit(lengths[order], num_passes))

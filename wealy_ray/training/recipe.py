@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from wealy_ray.config import Settings, StorageSettings
 from wealy_ray.model.losses import LossSettings
@@ -19,12 +19,12 @@ class DataSettings(Settings):
     validation_split: str = "val"
     crop: PositiveInt = 1500
     """States (or sentences) of a training crop, at a random place; shorter tracks whole."""
-    kinds: tuple[KindName, ...] | None = None
+    kinds: tuple[KindName, ...] | None = Field(default=None, min_length=1)
     """Kinds of states that count; None: all, as the paper. `[text]`: only those that predict text."""
     sentences: str | None = None
     """Name or folder of a sentence-transformers model: trains on its vectors of the transcripts' sentences instead of
     states, the paper's baseline on text. Needs the extra `text`."""
-    cliques_per_batch: PositiveInt = 64
+    cliques_per_batch: int = Field(default=64, ge=2)
     """Cliques of a global batch, over all workers. The paper's 64 + 64 tracks on each of 4 GPUs are 256 here."""
     versions_per_clique: int = Field(default=2, ge=2)
     """Versions of each, drawn at random; fewer where a clique has fewer."""
@@ -92,6 +92,23 @@ class TrainResources(Settings):
     max_failures: int = Field(default=3, ge=-1)
     """How often the group of workers is started again after one died; -1: always."""
 
+    @field_validator("workers")
+    @classmethod
+    def _least_first(cls, workers: int | tuple[int, int]) -> int | tuple[int, int]:
+        if not isinstance(workers, int) and workers[0] > workers[1]:
+            raise ValueError(f"the smaller of the two numbers comes first: [{workers[1]}, {workers[0]}]")
+        return workers
+
+    @property
+    def most_workers(self) -> int:
+        """How many there are at most."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @property
+    def least_workers(self) -> int:
+        """How many there must be."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
 
 class TrainRecipe(Settings):
     """One training: a manifest and a store in, a model directory out."""
@@ -114,7 +131,7 @@ class TrainRecipe(Settings):
     optimiser: OptimiserSettings = OptimiserSettings()
     validation: ValidationSettings = ValidationSettings()
     mining: MiningSettings | None = None
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     storage: StorageSettings = StorageSettings()
     resources: TrainResources = TrainResources()
     checkpoint_every_s: float = Field(default=300.0, gt=0)
@@ -129,12 +146,13 @@ class TrainRecipe(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainRecipe:
-        workers = self.resources.workers
-        most = workers if isinstance(workers, int) else max(workers)
+        workers, most = self.resources.workers, self.resources.most_workers
         if self.gather == "all" and most > self.resources.passes:
             raise ValueError(
                 f"{most} workers share resources.passes = {self.resources.passes}: some would have nothing to do"
             )
+        if self.gather == "none" and not isinstance(workers, int):
+            raise ValueError("with gather: none the number of workers is part of the loss: give one number")
         if self.data.train_split == self.data.validation_split:
             raise ValueError(f"train_split and validation_split are both '{self.data.train_split}'")
         return self

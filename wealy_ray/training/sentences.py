@@ -131,7 +131,7 @@ def _make(
 ) -> StoreReader:
     """Encodes shard by shard, and publishes now and then."""
     storage = source.storage
-    settings = _settings(source, model, digest_of(encoder))
+    settings = _settings(source, model, digest_of(encoder.state_dict()))
     extractor_id = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     root = join(folder, extractor_id)
     storage.write_if_absent(join(root, "extractor.json"), (json.dumps(settings, indent=2) + "\n").encode())
