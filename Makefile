@@ -5,7 +5,8 @@ PY := $(BIN)/python
 SHELL := /bin/bash
 
 # The training songs: a folder with training-songs and more-songs; made there if they are not
-SONGS ?= $(if $(wildcard ../shared/corpus/training-songs),../shared/corpus,runs/songs)
+both-songs = $(and $(wildcard $(1)/training-songs/manifest.jsonl),$(wildcard $(1)/more-songs/manifest.jsonl))
+SONGS ?= $(if $(call both-songs,../shared/corpus),../shared/corpus,runs/songs)
 
 .PHONY: help setup demo s3-demo reproduce-small test test-heavy check format bench clean
 .DEFAULT_GOAL := help
@@ -41,7 +42,7 @@ s3-demo: setup ## the README's S3 example, against a real S3 server on this mach
 	$(PY) examples/s3_demo.py
 
 reproduce-small: setup ## docs/results.md: makes (or finds) 813 songs, extracts, trains, evaluates; hours on 2 cores
-ifneq ($(wildcard $(SONGS)/more-songs/manifest.jsonl),$(SONGS)/more-songs/manifest.jsonl)
+ifeq ($(call both-songs,$(SONGS)),)
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev,songs]'
 	$(PY) -m examples.song_generator training-songs --out $(SONGS)/training-songs
 	$(PY) -m examples.song_generator more-songs --out $(SONGS)/more-songs

@@ -126,6 +126,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     search.add_argument("--extractor-id", help="which extractor of the store, where it holds several")
     search.add_argument(
+        "--embedder-id", help="which embeddings, where there are several (default: the newest)"
+    )
+    search.add_argument(
         "--approximate", metavar="DIR", help="local folder of an approximate index; built when absent"
     )
     _add_storage_options(search)
@@ -236,6 +239,7 @@ def _search(args: argparse.Namespace) -> None:
         is_text=args.text,
         model=args.model,
         extractor_id=args.extractor_id,
+        embedder_id=args.embedder_id,
         approximate=args.approximate,
     )
     print(search_table(searched))

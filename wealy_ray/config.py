@@ -320,8 +320,9 @@ def _first_fault(recipe: type[Settings], error: ValidationError) -> str:
     if fault["type"] == "missing":
         return f"the key '{key}' is missing"
     message = fault["msg"].removeprefix("Value error, ")
-    shown = "" if "credentials" in message else f" is {fault['input']!r}"
-    where = f"'{key}'{shown}: " if key and not isinstance(fault["input"], dict) else ""
+    hides = "credentials" in message or isinstance(fault["input"], dict)
+    shown = "" if hides else f" is {fault['input']!r}"
+    where = f"'{key}'{shown}: " if key else ""
     return f"{where}{message[:1].lower()}{message[1:]}"
 
 

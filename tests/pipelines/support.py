@@ -142,7 +142,7 @@ def save_test_model(folder: Path, extractor_id: str, dim: int, **facts: Any) -> 
     config = ModelConfig(
         model=settings,
         input_dim=dim,
-        digest=digest_of(network),
+        digest=digest_of(network.state_dict(), settings),
         extractor_id=extractor_id,
         **{"crop": 40, **facts},
     )

@@ -13,7 +13,7 @@ from tests.whisper.support import tiny_model
 from wealy_ray.model.recipe import EmbedRecipe
 from wealy_ray.pipelines.embed import run_embed
 from wealy_ray.storage import Storage
-from wealy_ray.store import StoreReader
+from wealy_ray.store import StoreReader, list_embedders
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +72,46 @@ def test_an_audio_file_is_embedded_as_the_store_was(
     audio = undisturbed[0].parent / "audio" / "t006.wav"
     code, output = call_wealy("search", copy, audio, "--top", "3")
     assert code == 0, output
-    assert "by embedding, among 40 tracks (exact)" in output
+    (embedder,) = list_embedders(Storage(), reader.root)
+    assert f"by embedding {embedder}, among 40 tracks (exact)" in output
     assert lines(output)[0] == ["1", "1.000", "t006.wav"]
-    shutil.move(tmp_path / "model", tmp_path / "moved")
-    code, output = call_wealy("search", copy, audio)
+    # the store has all that a query needs
+    shutil.rmtree(tmp_path / "model")
+    moved = shutil.move(copy, tmp_path / "elsewhere")
+    code, again = call_wealy("search", moved, audio, "--top", "3")
+    assert code == 0, again
+    assert lines(again) == lines(output)
+
+    _embed_otherwise(reader.extractor_id, moved, tmp_path / "model")
+    code, newest = call_wealy("search", moved, "t006.wav")
+    assert code == 0, newest
+    assert f"by embedding {embedder}" not in newest
+    code, chosen = call_wealy("search", moved, "t006.wav", "--embedder-id", embedder)
+    assert code == 0, chosen
+    assert f"by embedding {embedder}, among 39 tracks" in chosen
+    code, output = call_wealy("search", moved, "t006.wav", "--embedder-id", "nothing")
+    assert code == 6, output
+    assert f"has no embeddings 'nothing'; it has {min(list_embedders(Storage(), _root(moved)))}" in output
+    assert "as they are now" not in chosen + newest
+
+    kept = next(Path(moved).glob(f"*/embeddings/{embedder}/model/config.json"))
+    kept.unlink()
+    code, output = call_wealy("search", moved, audio, "--embedder-id", embedder)
     assert code == 6, output
     assert "there is no model at" in output
+    assert "`wealy embed` puts it there again" in output
+
+
+def _root(store: Path) -> str:
+    return StoreReader.open(Storage(), str(store)).root
+
+
+def _embed_otherwise(extractor_id: str, store: Path, model: Path) -> None:
+    dim = StoreReader.open(Storage(), str(store)).states("t006.wav").shape[1]
+    save_test_model(model, extractor_id, dim)
+    run_embed(
+        EmbedRecipe.model_validate({"store": str(store), "model": str(model), "windows": {"mode": "single"}})
+    )
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,13 @@ def test_facts_come_from_the_model_that_embedded(place: Path, below: str) -> Non
     assert found == {"network": "avg_mlp", "extractor_id": "e1", "data": DATA}
 
 
+def test_a_kept_model_counts_before_the_one_it_came_from(tmp_path: Path, place: Path) -> None:
+    (place / "model").mkdir()
+    (tmp_path / "model" / "config.json").rename(place / "model" / "config.json")
+    found = facts_of_embeddings(Storage(), str(place))
+    assert found == {"network": "avg_mlp", "extractor_id": "e1", "data": DATA}
+
+
 def test_vectors_from_elsewhere_have_none(
     tmp_path: Path, place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

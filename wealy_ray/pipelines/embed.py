@@ -20,7 +20,7 @@ from wealy_ray.errors import (
     TooManyFailuresError,
     TransientError,
 )
-from wealy_ray.model import load_model
+from wealy_ray.model import TrainedModel, load_model, save_model
 from wealy_ray.model.recipe import EmbedRecipe
 from wealy_ray.pipelines.driver import Driver, OnReceipt, Remaining
 from wealy_ray.pipelines.embed_stage import EmbedContext, build_dataset, groups_of
@@ -32,7 +32,7 @@ from wealy_ray.report.embed_summary import EmbedSummary
 from wealy_ray.report.run_record import RunRecord, new_run_id
 from wealy_ray.report.status import value_counts
 from wealy_ray.storage import Storage, join
-from wealy_ray.store import EmbedderSpec, Lease, StoreReader, list_extractors
+from wealy_ray.store import EmbedderSpec, Lease, StoreReader, kept_model, list_extractors
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +45,13 @@ class Prepared:
         recipe: The recipe.
         reader: The states.
         spec: What the recipe computes of them.
+        model: What it computes that with.
     """
 
     recipe: EmbedRecipe
     reader: StoreReader
     spec: EmbedderSpec
+    model: TrainedModel
 
     @property
     def root(self) -> str:
@@ -84,6 +86,7 @@ def prepare(recipe: EmbedRecipe) -> Prepared:
         recipe,
         reader,
         EmbedderSpec(config.digest, reader.extractor_id, config.kinds, windows.model_dump()),
+        model,
     )
 
 
@@ -99,15 +102,27 @@ def run_embed(recipe: EmbedRecipe) -> EmbedSummary:
     # nothing was written up to here
     storage = job.reader.storage
     job.spec.ensure(storage, job.reader.root, storage.canonical(recipe.model))
+    _keep_model(job)
     run_id = new_run_id()
     lease = Lease(storage, job.root, run_id, recipe.lease_s)
     lease.acquire(log.warning)
     try:
-        run = _Run(job, run_id, job.ledger())
+        ledger = job.ledger()
+        if ledger.lost:
+            log.warning("%d shards of embeddings are gone: their tracks are embedded again", len(ledger.lost))
+        run = _Run(job, run_id, ledger)
         run.execute(cluster, began_s)
         return run.summary
     finally:
         lease.release()
+
+
+def _keep_model(job: Prepared) -> None:
+    """The model goes with its vectors, see `kept_model`."""
+    storage, uri = job.reader.storage, kept_model(job.root)
+    if not storage.exists(join(uri, "config.json")):
+        card = storage.read(join(job.recipe.model, "README.md")).decode()
+        save_model(storage, uri, job.model.network, job.model.config, card)
 
 
 def _cluster_for(recipe: EmbedRecipe) -> Cluster:

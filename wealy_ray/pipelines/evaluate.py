@@ -40,7 +40,7 @@ from wealy_ray.retrieval.recipe import (
 from wealy_ray.retrieval.scores import Scores
 from wealy_ray.retrieval.systems import build_scores, fuse, standing_rows
 from wealy_ray.storage import Storage, join
-from wealy_ray.store import StoreReader, is_embedded
+from wealy_ray.store import StoreReader, count_stale
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def _check_embeddings(recipe: EvaluateRecipe, reader: StoreReader) -> None:
     for system in recipe.systems:
         if isinstance(system, Embeddings) and system.uri is None:
             vectors = StoreVectors.open(reader.storage, reader.root, system.embedder_id)
-            left = int((~is_embedded(reader.index.table, vectors.reader.index)).sum())
+            left = count_stale(reader.index, vectors.reader.index)
             if left:
                 log.warning(
                     "%s: %d tracks have no vectors of their states as they are now; `wealy embed` makes them",

@@ -14,7 +14,7 @@ from typing_extensions import override
 from wealy_ray.catalog import Manifest
 from wealy_ray.errors import FencedError, ReconciliationError
 from wealy_ray.pipelines.stages import WORK_SCHEMA
-from wealy_ray.storage import Storage
+from wealy_ray.storage import Storage, join
 from wealy_ray.store import (
     EMBEDDING_INDEX_SCHEMA,
     Adoption,
@@ -210,17 +210,21 @@ class EmbedLedger(Ledger):
     Args:
         reader: The states.
         spec: The embedder.
+
+    Attributes:
+        lost: Shards that the index names and that are not there: their tracks are wanted again.
     """
 
     def __init__(self, reader: StoreReader, spec: EmbedderSpec) -> None:
         super().__init__(reader.storage, spec.root(reader.root))
         self.states, self.spec = reader.index, spec
         self.wanted = reader.index.table
+        self.lost = _lost_shards(self.storage, self.root, self.index)
         self.done_before = self.wanted.num_rows - self.todo().num_rows
 
     @override
     def done(self, index: Index | None) -> np.ndarray:
-        return is_embedded(self.wanted, index)
+        return is_embedded(self.wanted, index, but_in=self.lost)
 
     @override
     def _claim(self, run_id: str) -> IndexWriter:
@@ -236,6 +240,13 @@ class EmbedLedger(Ledger):
     @override
     def _find_written(self, todo: pa.Table) -> Adoption:
         return adopt_embeddings(self.storage, self.root, self.index, todo)
+
+
+def _lost_shards(storage: Storage, root: str, index: Index | None) -> frozenset[str]:
+    if index is None:
+        return frozenset()
+    there = {info.uri.rsplit("/", 1)[-1] for info in storage.list(join(root, "shards"))}
+    return frozenset(index.shards() - there)
 
 
 def facts_of(spec: EmbedderSpec, states: Index) -> dict[str, str]:

@@ -16,7 +16,7 @@ from wealy_ray.pipelines.engine_stage import decode_options, hear, ok_track
 from wealy_ray.pipelines.extract import extractor_of
 from wealy_ray.pipelines.stages import PCM_SCHEMA, WORK_SCHEMA, StageContext, decode_tracks
 from wealy_ray.storage import join
-from wealy_ray.store import EmbeddingReader, StoreReader, TrackStates
+from wealy_ray.store import EmbeddingReader, StoreReader, TrackStates, kept_model
 
 
 def recipe_of_store(reader: StoreReader, model: str | None) -> ExtractRecipe:
@@ -42,12 +42,12 @@ def embed_one(embeddings: EmbeddingReader, track: TrackStates) -> np.ndarray:
     """Vectors float32 [S, z] of a track that can be compared with a store's.
 
     Args:
-        embeddings: The store's; they name the model and how it was used.
+        embeddings: The store's; they hold the model, and how it was used.
         track: With states, of the same extractor.
 
     Raises:
         ConfigError: The track has no states that the model is fed.
-        StoreError: The model is gone, or is another one now.
+        StoreError: The model is gone or damaged.
     """
     import torch
 
@@ -57,11 +57,14 @@ def embed_one(embeddings: EmbeddingReader, track: TrackStates) -> np.ndarray:
     from wealy_ray.training.crops import kinds_by_name
 
     settings = embeddings.settings
-    model = load_model(settings["model"], embeddings.storage)
+    try:
+        model = load_model(kept_model(embeddings.root), embeddings.storage)
+    except StoreError as e:
+        raise StoreError(f"{e}; remove it if it is there, and `wealy embed` puts it there again") from e
     if model.config.digest != settings["model_digest"]:
         raise StoreError(
-            f"the model {settings['model']} is not the one that the store's embeddings are of any more: run `wealy "
-            "embed` with it, or search --by avg_embedding"
+            f"{kept_model(embeddings.root)} is not the model that these embeddings are of: remove it, and `wealy "
+            "embed` puts the right one there"
         )
     kinds = kinds_by_name(settings["kinds"])
     states = track.states if kinds is None else track.states[np.isin(track.kind, list(kinds))]

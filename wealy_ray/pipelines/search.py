@@ -18,7 +18,7 @@ from wealy_ray.errors import ConfigError, StoreError
 from wealy_ray.pipelines.one_track import embed_one, extract_one, recipe_of_store
 from wealy_ray.progress import Progress
 from wealy_ray.retrieval.approximate import RECALL_AT, ApproximateIndex
-from wealy_ray.retrieval.embedded import nearest_tracks
+from wealy_ray.retrieval.embedded import StoreVectors, nearest_tracks
 from wealy_ray.retrieval.material import (
     MATERIAL_SCHEMA,
     Material,
@@ -28,7 +28,7 @@ from wealy_ray.retrieval.material import (
 )
 from wealy_ray.retrieval.search import BY, Found, describe, find_nearest
 from wealy_ray.storage import Storage
-from wealy_ray.store import EmbeddingReader, StoreReader, TrackStates, newest_embeddings
+from wealy_ray.store import EmbeddingReader, StoreReader, TrackStates, count_stale, newest_embeddings
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ def run_search(
     is_text: bool = False,
     model: str | None = None,
     extractor_id: str | None = None,
+    embedder_id: str | None = None,
     approximate: str | None = None,
 ) -> Searched:
     """Searches a store; nothing of it changes (what is computed of its states is kept beside them).
@@ -87,6 +88,7 @@ def run_search(
         is_text: The query is lyrics.
         model: Whisper weights for an audio query; None: those that the store's recipe names.
         extractor_id: Which extractor; None: the only one.
+        embedder_id: Which embeddings; None: the newest.
         approximate: Local folder of an approximate index, built when it is not there; None: exact.
 
     Raises:
@@ -96,6 +98,8 @@ def run_search(
         raise ConfigError(f"nothing can be compared by '{by}'; there are {', '.join(BY)}")
     if by == "embedding" and is_text:
         raise ConfigError("a text has no states: --by embedding compares a track or an audio file")
+    if embedder_id and (is_text or by not in (None, "embedding")):
+        raise ConfigError("--embedder-id names embeddings: leave out --text, and --by anything else")
     if approximate and by != "avg_embedding":
         raise ConfigError("an approximate index holds mean states: add --by avg_embedding")
     reader = StoreReader.open(storage, store, extractor_id)
@@ -103,7 +107,7 @@ def run_search(
         asked = dict.fromkeys(MATERIAL_SCHEMA.names) | {"track_id": NO_ID, "text": query}
         found = find_nearest(_all_material(reader), asked, by or DEFAULT_BY, top)
         return Searched("a text", by or DEFAULT_BY, reader.index.counts()["ok"], found, None, query)
-    embeddings = newest_embeddings(storage, reader.root) if by in (None, "embedding") else None
+    embeddings = _embeddings(reader, by, embedder_id)
     if by == "embedding" and embeddings is None:
         raise ConfigError(f"the store {reader.root} has no embeddings: `wealy embed` makes them")
     track, words = _query(reader, query, model)
@@ -159,6 +163,12 @@ def _query(reader: StoreReader, query: str, model: str | None) -> tuple[TrackSta
     return dataclasses.replace(track, track_id=NO_ID), query
 
 
+def _embeddings(reader: StoreReader, by: str | None, embedder_id: str | None) -> EmbeddingReader | None:
+    if embedder_id is not None:
+        return StoreVectors.open(reader.storage, reader.root, embedder_id).reader
+    return newest_embeddings(reader.storage, reader.root) if by in (None, "embedding") else None
+
+
 def _by_embedding(
     reader: StoreReader, embeddings: EmbeddingReader, track: TrackStates, words: str, top: int
 ) -> Searched:
@@ -167,10 +177,15 @@ def _by_embedding(
     vectors = embeddings.vectors(track.track_id) if is_current else None
     if vectors is None:
         vectors = embed_one(embeddings, track)
+    stale = count_stale(reader.index, embeddings.index)
+    if stale:
+        log.warning(
+            "%d tracks have no vectors of their states as they are now; `wealy embed` makes them", stale
+        )
     near = nearest_tracks(embeddings, vectors, track.track_id, top)
     others = embeddings.ok.num_rows - (stored is not None and stored["status"] == "ok")
     found = _described(reader, material_row(track), near)
-    return Searched(words, "embedding", others, found, None, track.text)
+    return Searched(words, f"embedding {embeddings.embedder_id}", others, found, None, track.text)
 
 
 def _all_material(reader: StoreReader) -> pa.Table:

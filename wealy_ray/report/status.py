@@ -10,8 +10,8 @@ from wealy_ray.report.tables import counts_in_words, two_columns
 from wealy_ray.storage import Storage, join
 from wealy_ray.store import (
     Index,
+    count_stale,
     embeddings_folder,
-    is_embedded,
     list_embedders,
     list_extractors,
     read_latest,
@@ -69,15 +69,21 @@ def _failures(index: Index) -> list[str]:
 
 def _embeddings(storage: Storage, root: str, states: Index) -> list[str]:
     lines = []
-    for embedder_id in list_embedders(storage, root):
+    for embedder_id, settings in list_embedders(storage, root).items():
         index = read_latest(storage, join(embeddings_folder(root), embedder_id))
         if index is None:
             continue
-        counts, left = index.counts(), int((~is_embedded(states.table, index)).sum())
-        vectors = pc.sum(index.table["num_windows"]).as_py() or 0
+        counts, left = index.counts(), count_stale(states, index)
+        vectors, windows = pc.sum(index.table["num_windows"]).as_py() or 0, settings["windows"]
+        of = f"{windows['mode']} of {windows['size']} states" + (
+            f" every {windows['stride']}" if windows["mode"] == "windows" else ""
+        )
         lines.append(
             f"  embeddings {embedder_id}: {len(index)} tracks = {counts['ok']} ok + {counts['failed']} failed, "
             f"{vectors:,} vectors" + (f"; {left} tracks are to be embedded" if left else "")
+        )
+        lines.append(
+            f"    model {settings['model_digest'][:8]}, {of}, written by run {index.metadata['run_id']}"
         )
     return lines
 

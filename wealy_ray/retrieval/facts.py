@@ -8,6 +8,7 @@ from typing import Any
 
 from wealy_ray.errors import WealyError
 from wealy_ray.storage import ObjectMissingError, Storage, join
+from wealy_ray.store import kept_model
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +26,13 @@ def facts_of_embeddings(storage: Storage, uri: str) -> dict[str, Any] | None:
     """
     folder = uri.rstrip("/")
     try:
-        embedder = _read(storage, folder, "embedder.json") or _read(
-            storage, folder.rpartition("/")[0], "embedder.json"
-        )
-        config = _read(storage, str(embedder["model"]), "config.json") if embedder else None
+        config = None
+        for place in (folder, folder.rpartition("/")[0]):
+            embedder = _read(storage, place, "embedder.json")
+            if embedder:
+                kept = _read(storage, kept_model(place), "config.json")
+                config = kept or _read(storage, str(embedder["model"]), "config.json")
+                break
         if config is None:
             return None
         return {

@@ -3,8 +3,8 @@
 from wealy_ray.store.adopt import Adoption, adopt
 from wealy_ray.store.cache import TrackCache
 from wealy_ray.store.done import split_work
-from wealy_ray.store.embedder import EmbedderSpec, embeddings_folder, list_embedders
-from wealy_ray.store.embedding_reader import EmbeddingReader, newest_embeddings
+from wealy_ray.store.embedder import EmbedderSpec, embeddings_folder, kept_model, list_embedders
+from wealy_ray.store.embedding_reader import EmbeddingReader, count_stale, newest_embeddings
 from wealy_ray.store.embeddings import (
     EMBEDDING_INDEX_SCHEMA,
     TrackVectors,
@@ -39,9 +39,11 @@ __all__ = [
     "WindowInfo",
     "adopt",
     "adopt_embeddings",
+    "count_stale",
     "counts_of",
     "embeddings_folder",
     "is_embedded",
+    "kept_model",
     "list_embedders",
     "list_extractors",
     "newest_embeddings",

@@ -49,7 +49,7 @@ class EmbedderSpec:
         Args:
             storage: Where the store is.
             states_root: `<store>/<extractor-id>`.
-            model: Where the model is now; not part of the identity, so that it may move.
+            model: Where the model came from: no part of the identity.
 
         Raises:
             StoreError: A file is there and says something else.
@@ -63,6 +63,11 @@ class EmbedderSpec:
             raise StoreError(
                 f"{uri} does not describe embedder {self.embedder_id}: it was changed or damaged; restore it"
             )
+
+
+def kept_model(root: str) -> str:
+    """Where embeddings keep the model that they are of: whoever has the store can embed a query."""
+    return join(root, "model")
 
 
 def embeddings_folder(states_root: str) -> str:

@@ -15,7 +15,7 @@ from wealy_ray.errors import StoreError
 from wealy_ray.storage import Storage, join
 from wealy_ray.storage.ahead import read_ahead
 from wealy_ray.store.embedder import embeddings_folder, list_embedders
-from wealy_ray.store.embeddings import checksum_of_vectors, embedder_id_of, read_shard
+from wealy_ray.store.embeddings import checksum_of_vectors, embedder_id_of, is_embedded, read_shard
 from wealy_ray.store.extractor import read_settings
 from wealy_ray.store.index import Index, read_latest
 from wealy_ray.store.shard import shard_uri
@@ -117,6 +117,11 @@ class EmbeddingReader:
         for row in self.ok.select(["track_id", "shard", "row", "num_windows", "checksum"]).to_pylist():
             grouped.setdefault(row["shard"], []).append(row)
         return grouped
+
+
+def count_stale(states: Index, embeddings: Index) -> int:
+    """Tracks whose vectors are missing, or of other states than the store has now."""
+    return int((~is_embedded(states.table, embeddings)).sum())
 
 
 def newest_embeddings(storage: Storage, states_root: str) -> EmbeddingReader | None:

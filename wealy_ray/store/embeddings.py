@@ -144,9 +144,12 @@ def read_shard(storage: Storage, root: str, name: str) -> tuple[np.ndarray, pa.T
     try:
         data = storage.read(uri)
     except ObjectMissingError as e:
-        raise StoreError(f"the shard of embeddings {uri} is gone") from e
+        raise StoreError(f"the shard of embeddings {uri} is gone: `wealy embed` makes it again") from e
     if not is_sealed(data):
-        raise StoreError(f"the shard of embeddings {uri} is damaged: its checksum is missing or wrong")
+        raise StoreError(
+            f"the shard of embeddings {uri} is damaged (its checksum is missing or wrong): remove it, and `wealy "
+            "embed` makes it again"
+        )
     file = pq.ParquetFile(pa.BufferReader(data))
     values = {k.decode(): v.decode() for k, v in file.metadata.metadata.items()}
     if (values["wealy_format"], values["embedder_id"]) != (FORMAT_VERSION, embedder_id_of(root)):
@@ -181,18 +184,22 @@ def adopt_embeddings(storage: Storage, root: str, index: Index | None, wanted: p
     return adopt_shards(storage, root, index, look if asked else None, EMBEDDING_INDEX_SCHEMA)
 
 
-def is_embedded(wanted: pa.Table, index: Index | None) -> np.ndarray:
+def is_embedded(wanted: pa.Table, index: Index | None, *, but_in: frozenset[str] = frozenset()) -> np.ndarray:
     """Which tracks were embedded of the states that are wanted, bool [num_rows].
 
     Args:
         wanted: Columns track_id and checksum (of the states).
         index: Of the embeddings; None: nothing was.
+        but_in: Shards that do not count.
     """
     if index is None or not len(index) or not wanted.num_rows:
         return np.zeros(wanted.num_rows, bool)
     positions = index.positions(wanted["track_id"])
     found = index.table["source_checksum"].take(pc.fill_null(positions, 0))
     same = pc.and_(pc.equal(found, wanted["checksum"]), pc.is_valid(positions))
+    if but_in:
+        shards = index.table["shard"].take(pc.fill_null(positions, 0))
+        same = pc.and_(same, pc.invert(pc.is_in(shards, value_set=pa.array(sorted(but_in), pa.string()))))
     return np.asarray(same, bool)
 
 

@@ -18,10 +18,11 @@ recordings that share their lyrics are near by cosine (WEALY, arXiv 2510.08176).
 import wealy_ray
 
 model = wealy_ray.load_model("this folder")
+model.check_extractor(extractor_id)  # of the states; others are refused
 vectors = model.network(states, lengths)  # float [B, T, {input_dim}], int64 [B] -> [B, {output_dim}]
 ```
 
-`wealy embed` embeds a whole store. What it is fed must come from the extractor named below: others are refused.
+It is fed {kinds} only, at most {length} at a time. `wealy embed` embeds a whole store so.
 
 ## Data
 
@@ -76,6 +77,8 @@ def model_card(config: ModelConfig, extractor: dict[str, Any], parameters: int, 
         metrics=_rows(config.metrics),
         parameters=parameters,
         crop=f"It saw crops of {config.crop} {kinds}.",
+        kinds=kinds,
+        length=config.crop,
         network=config.model.model_dump_json(indent=1),
         extractor_id=config.extractor_id,
         extractor=json.dumps(extractor, indent=1),
