@@ -344,6 +344,7 @@ def test_the_evaluation_takes_the_store_s_embeddings(songs: Path, tmp_path: Path
         found = {system["name"]: system for system in metrics["systems"]}
         assert found["store"]["views"] == found["file"]["views"]
         assert found["store"]["facts"]["network"] == "transformer"
+        assert found["store"]["outdated"] == found["file"]["outdated"] == 0
         assert found["store"]["views"]["all"]["map"]["mean"] > found["random"]["views"]["all"]["map"]["mean"]
 
 

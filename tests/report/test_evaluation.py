@@ -308,6 +308,7 @@ def system(kind: str, mean: float, gap: float = 0.0, missing: int = 0) -> dict:
         ([system("wealy", 0.4), system("tfidf_words", 0.5)], "TF-IDF on the transcripts"),
         ([system("wealy", 0.4, gap=0.05)], "how ties are broken"),
         ([system("wealy", 0.4, missing=50)], "knows nothing of 50"),
+        ([system("wealy", 0.4) | {"outdated": 3}], "wealy has no vectors of the present states of 3 tracks"),
         (
             [system("tfidf_words", 0.4, missing=50), system("bm25", 0.3, missing=50)],
             "tfidf_words, bm25 know nothing of 50 of 1,000 tracks, which rank last: their figures",

@@ -73,7 +73,13 @@ def run_evaluate(recipe: EvaluateRecipe) -> Evaluated:
     reader = None
     if recipe.store is not None:
         reader = StoreReader.open(storage, recipe.store, recipe.extractor_id, recipe.index)
-        _check_embeddings(recipe, reader)
+        for name, outdated in _count_outdated(recipe, reader).items():
+            if outdated:
+                log.warning(
+                    "%s: %d tracks have no vectors of their states as they are now; `wealy embed` makes them",
+                    name,
+                    outdated,
+                )
     run = _Run(recipe, storage, manifest, reader, _cluster_for(recipe))
     record = RunRecord(
         storage,
@@ -111,18 +117,18 @@ def _cluster_for(recipe: EvaluateRecipe) -> Cluster:
     return cluster
 
 
-def _check_embeddings(recipe: EvaluateRecipe, reader: StoreReader) -> None:
-    """The store's embeddings are there before anything runs; a warning when they are not those of its states now."""
-    for system in recipe.systems:
-        if isinstance(system, Embeddings) and system.uri is None:
-            vectors = StoreVectors.open(reader.storage, reader.root, system.embedder_id)
-            left = count_stale(reader.index, vectors.reader.index)
-            if left:
-                log.warning(
-                    "%s: %d tracks have no vectors of their states as they are now; `wealy embed` makes them",
-                    system.name,
-                    left,
-                )
+def _count_outdated(recipe: EvaluateRecipe, reader: StoreReader) -> dict[str, int]:
+    """Tracks whose vectors in the store are not those of their states now, by system.
+
+    Raises:
+        StoreError: Vectors that the recipe asks for are not there.
+    """
+    vectors = {
+        system.name: StoreVectors.open(reader.storage, reader.root, system.embedder_id)
+        for system in recipe.systems
+        if isinstance(system, Embeddings) and system.uri is None
+    }
+    return {name: count_stale(reader.index, of.reader.index) for name, of in vectors.items()}
 
 
 class _Run:
@@ -166,6 +172,7 @@ class _Run:
             for s in recipe.systems
             if isinstance(s, Embeddings)
         }
+        outdated = _count_outdated(recipe, self.reader) if self.reader is not None else {}
         # an earlier recipe's numbers would stand beside this one's queries, should this run be stopped
         self.storage.delete(join(recipe.out, "metrics.json"))
         entries = []
@@ -180,6 +187,7 @@ class _Run:
                     "kind": kinds[name],
                     "facts": facts.get(name),
                     "missing": missing,
+                    "outdated": outdated.get(name, 0),
                     "per_query": path,
                     "views": views_of(rows),
                     "groups": grouped(rows),

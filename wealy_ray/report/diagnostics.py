@@ -157,6 +157,7 @@ def _about_systems(metrics: Mapping[str, Any], chance: float | None) -> Iterator
     measured = [s for s in systems if s["kind"] not in BOUNDS]
     yield from _about_ties(measured)
     yield from _about_missing(measured, metrics["collection"].get("tracks") or 0)
+    yield from _about_outdated(measured)
     queries = metrics["collection"].get("queries") or 0
     if 0 < queries < MIN_QUERIES:
         yield f"There are only {queries} queries: small differences between systems mean nothing here."
@@ -186,6 +187,15 @@ def _about_missing(systems: Sequence[System], tracks: int) -> Iterator[str]:
             f"{some} {know} nothing of {missing:,} of {tracks:,} tracks, which rank last: {its} figures are lower "
             "bounds."
         )
+
+
+def _about_outdated(systems: Sequence[System]) -> Iterator[str]:
+    for system in systems:
+        if outdated := system.get("outdated") or 0:
+            yield (
+                f"{system['name']} has no vectors of the present states of {outdated:,} tracks: older vectors count, "
+                "or none; run `wealy embed`, then evaluate again."
+            )
 
 
 def _about_fusion(curves: Sequence[Mapping[str, Any]]) -> Iterator[str]:
