@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from wealy_ray.audio import IsolatedDecoder
-from wealy_ray.config import AudioSettings, ExtractRecipe, load_recipe, load_settings, parse_override
+from wealy_ray.config import (
+    AudioSettings,
+    ExtractRecipe,
+    Settings,
+    load_recipe,
+    load_settings,
+    parse_override,
+)
 from wealy_ray.errors import ConfigError
 from wealy_ray.model.recipe import EmbedRecipe
 from wealy_ray.retrieval.recipe import EvaluateRecipe
@@ -86,6 +94,35 @@ def test_wrong_recipes_are_one_sentence(tmp_path: Path, text: str, sentence: str
         load_recipe(path)
     assert "\n" not in str(raised.value)
     assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "recipe", "override", "sentence"),
+    [
+        (EmbedRecipe, "demo-train", "seed=0", "'model': input should be a valid string"),
+        (EmbedRecipe, "demo-embed", "windows=3", "'windows' is 3: input should be"),
+        (TrainRecipe, "demo-train", "loss.kind=arcface", "'loss': input tag 'arcface' found using 'kind'"),
+        (TrainRecipe, "demo-train", "model.heads=3", "'model': width 128 is not a multiple of heads 3"),
+        (
+            TrainRecipe,
+            "demo-train",
+            "resources.workers=0",
+            "'resources.workers' is 0: input should be greater",
+        ),
+        (TrainRecipe, "demo-train", "mining.near=3", "unknown key 'mining.near'; valid keys here are"),
+        (
+            EvaluateRecipe,
+            "demo-evaluate",
+            "systems=[{kind: fusion, name: f, of: [a, b], weight: high}]",
+            "'systems.0.weight' is 'high': input should be a valid number",
+        ),
+    ],
+)
+def test_every_fault_names_its_key(kind: type[Settings], recipe: str, override: str, sentence: str) -> None:
+    path = next(path for path in RECIPES if path.stem == recipe)
+    with pytest.raises(ConfigError, match=re.escape(f"recipe {path}: {sentence}")) as raised:
+        load_settings(kind, path, dict([parse_override(override)]))
+    assert "\n" not in str(raised.value)
 
 
 def test_missing_and_binary_recipes(tmp_path: Path) -> None:

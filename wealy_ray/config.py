@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -311,9 +312,11 @@ def _first_fault(recipe: type[Settings], error: ValidationError) -> str:
         if part in choices:
             model = choices[part]  # the tag of a union is no key
             continue
+        if isinstance(part, str) and get_origin(model) in (Union, UnionType):
+            continue  # nor is what pydantic calls one of several types
         keys.append(str(part))
         inner = getattr(model, "model_fields", {}).get(part)
-        model = inner.annotation if inner is not None else model
+        model = _unless_none(inner.annotation) if inner is not None else model
     key = ".".join(keys)
     if fault["type"] == "extra_forbidden":
         return f"unknown key '{key}'; valid keys here are {', '.join(model.model_fields)}"
@@ -324,6 +327,12 @@ def _first_fault(recipe: type[Settings], error: ValidationError) -> str:
     shown = "" if hides else f" is {fault['input']!r}"
     where = f"'{key}'{shown}: " if key else ""
     return f"{where}{message[:1].lower()}{message[1:]}"
+
+
+def _unless_none(annotation: Any) -> Any:
+    """The type of a setting that is not left out."""
+    parts = [part for part in get_args(annotation) if part is not NoneType]
+    return parts[0] if len(parts) == 1 < len(get_args(annotation)) else annotation
 
 
 def _choices(annotation: Any) -> dict[Any, Any]:

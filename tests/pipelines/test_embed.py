@@ -153,7 +153,11 @@ def test_shards_that_are_gone_are_made_again(
 ) -> None:
     shutil.copytree(songs / "store", tmp_path / "store")
     store = tmp_path / "store"
-    gone, damaged, *_ = sorted(store.glob("*/embeddings/*/shards/*.parquet"))
+    reader = newest_embeddings(Storage(), join(str(store), EXTRACTOR_ID))
+    assert reader is not None
+    # in the order in which they are read
+    names = dict.fromkeys(reader.ok["shard"].to_pylist())
+    gone, damaged, *_ = (Path(reader.root, "shards", name) for name in names)
     gone.unlink()
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     with pytest.raises(StoreError, match="is gone: `wealy embed` makes it again"):
@@ -251,6 +255,12 @@ def test_only_states_that_changed_are_embedded_again(
     assert "3 tracks are to be embedded" in store_status(Storage(), str(store))
     run_search(Storage(), str(store), "set:V-0")
     assert "3 tracks have no vectors of their states as they are now; `wealy embed` makes them" in caplog.text
+    of = {"manifest": str(songs / "manifest.parquet"), "store": str(store), "out": str(tmp_path / "out")}
+    of |= {"systems": [{"kind": "embeddings", "name": "W"}], "split": "train"}
+    metrics = run_evaluate(EvaluateRecipe.model_validate(of)).metrics
+    assert "W: 3 tracks have no vectors of their states as they are now" in caplog.text
+    # of the tracks that are compared: the third is not in the manifest
+    assert {s["name"]: s["outdated"] for s in metrics["systems"]} == {"random": 0, "same language": 0, "W": 2}
     before = set(shards(store))
     summary = run_embed(EmbedRecipe.model_validate(settings_of(songs, store)))
     assert (summary.tracks, summary.ok, summary.failed) == (63, 61, 2)
@@ -274,6 +284,18 @@ def test_what_cannot_be_embedded_is_one_sentence(songs: Path, tmp_path: Path) ->
     with pytest.raises(StoreError, match="there is no store at"):
         run_embed(EmbedRecipe(store=str(tmp_path / "none"), model=str(songs / "model")))
     assert not list(store.glob("*/embeddings/*"))
+
+
+def test_the_embedder_is_what_its_network_computes(songs: Path, tmp_path: Path) -> None:
+    """Heads leave no trace in the weights."""
+    model = load_model(str(songs / "model"))
+    settings = model.config.model.model_copy(update={"heads": 4})
+    digest = digest_of(model.network.state_dict(), settings)
+    config = model.config.model_copy(update={"model": settings, "digest": digest})
+    save_model(Storage(), str(tmp_path / "model"), model.network, config, "# Other heads\n")
+    recipe = EmbedRecipe.model_validate(settings_of(songs, songs / "store"))
+    other = recipe.model_copy(update={"model": str(tmp_path / "model")})
+    assert prepare(other).spec.embedder_id != prepare(recipe).spec.embedder_id
 
 
 @pytest.mark.usefixtures("ray_session")

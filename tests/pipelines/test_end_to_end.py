@@ -5,22 +5,50 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import ray
 
 from tests.pipelines.support import (
     REPOSITORY,
+    RUN_LIMIT_S,
     call_wealy,
+    environment,
     recipe_settings,
-    start_wealy,
     wait_for,
     write_recipe,
 )
+from tests.s3_server import DIE_WITH_PARENT
 from wealy_ray.model import load_model
 
 SONGS = REPOSITORY / "examples/songs"
 SPLITS = {"s2w00": "train", "s2w07": "train", "s2w01": "val"}
+
+
+def start_job(verb: str, recipe: Path, **env: str) -> subprocess.Popen[str]:
+    """What `ray job submit` runs, from the repository's folder."""
+    return subprocess.Popen(
+        [sys.executable, "-c", DIE_WITH_PARENT, sys.executable, f"jobs/{verb}.py", str(recipe)],
+        cwd=REPOSITORY,
+        env=environment(**env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run_job(verb: str, recipe: Path) -> str:
+    """As on a cluster: in a Ray session that is there already, which saves the start of another one."""
+    job = start_job(verb, recipe, RAY_ADDRESS=ray.get_runtime_context().gcs_address)
+    try:
+        output, _ = job.communicate(timeout=RUN_LIMIT_S)
+    finally:
+        job.kill()
+    assert job.returncode == 0, output
+    return output
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -68,7 +96,7 @@ def test_from_songs_to_a_trained_model_s_table(whisper_base: Path, tmp_path: Pat
         "checkpoint_every_s": 0.1,
     }
     recipe = write_recipe(tmp_path / "train.yaml", training)
-    process = start_wealy("train", recipe)
+    process = start_job("train", recipe)
     assert wait_for(lambda: any(out.glob("checkpoints/*/facts.json")), process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
@@ -81,8 +109,7 @@ def test_from_songs_to_a_trained_model_s_table(whisper_base: Path, tmp_path: Pat
     assert load_model(str(out / "model")).config.input_dim == 512
 
     embed = {"store": str(tmp_path / "store"), "model": str(out / "model"), "resources": {"gpus": 0}}
-    code, output = call_wealy("embed", write_recipe(tmp_path / "embed.yaml", embed))
-    assert code == 0, output
+    output = run_job("embed", write_recipe(tmp_path / "embed.yaml", embed))
     assert "tracks   8 = 8 ok + 0 failed" in output
     evaluate = {
         "manifest": str(manifest),
@@ -91,8 +118,7 @@ def test_from_songs_to_a_trained_model_s_table(whisper_base: Path, tmp_path: Pat
         "split": "train",
         "systems": [{"kind": "embeddings", "name": "WEALY"}, {"kind": "avg_embedding"}],
     }
-    code, output = call_wealy("evaluate", write_recipe(tmp_path / "evaluate.yaml", evaluate))
-    assert code == 0, output
+    run_job("evaluate", write_recipe(tmp_path / "evaluate.yaml", evaluate))
     metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
     systems = {system["name"]: system["views"]["all"] for system in metrics["systems"]}
     assert systems["WEALY"]["n"] == 6

@@ -81,6 +81,7 @@ def test_an_audio_file_is_embedded_as_the_store_was(
     code, again = call_wealy("search", moved, audio, "--top", "3")
     assert code == 0, again
     assert lines(again) == lines(output)
+    found = lines(output)
 
     _embed_otherwise(reader.extractor_id, moved, tmp_path / "model")
     code, newest = call_wealy("search", moved, "t006.wav")
@@ -100,6 +101,11 @@ def test_an_audio_file_is_embedded_as_the_store_was(
     assert code == 6, output
     assert "there is no model at" in output
     assert "`wealy embed` puts it there again" in output
+    (tmp_path / "model" / "README.md").unlink()  # for people only
+    run_embed(EmbedRecipe(store=str(moved), model=str(tmp_path / "model")))
+    code, again = call_wealy("search", moved, audio, "--top", "3", "--embedder-id", embedder)
+    assert code == 0, again
+    assert lines(again) == found
 
 
 def _root(store: Path) -> str:
@@ -149,3 +155,7 @@ def test_an_unusable_file_or_other_weights_are_refused(
     code, output = call_wealy("search", store, audio, "--model", weights)
     assert code == 5, output
     assert "are not those that the store's states were computed with" in output
+    code, output = call_wealy("search", store, audio, "--model", tmp_path / "none")
+    assert code == 5, output
+    assert "none: no such file or folder" in output
+    assert "say with --model where the weights of the store are here" in output

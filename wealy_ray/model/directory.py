@@ -126,7 +126,10 @@ def read_model(storage: Storage, uri: str) -> tuple[ModelConfig, dict[str, Tenso
     except (ValueError, ValidationError) as e:
         raise StoreError(f"{uri}/config.json is damaged, or of another version of wealy-ray") from e
     if digest_of(weights, config.model) != config.digest:
-        raise StoreError(f"{uri} holds other weights or settings than its digest says")
+        raise StoreError(
+            f"{uri} holds other weights or settings than its digest says: it was changed, or made by an older version; "
+            "take a copy that was not, or train it anew"
+        )
     return config, weights
 
 

@@ -121,8 +121,9 @@ def _keep_model(job: Prepared) -> None:
     """The model goes with its vectors, see `kept_model`."""
     storage, uri = job.reader.storage, kept_model(job.root)
     if not storage.exists(join(uri, "config.json")):
-        card = storage.read(join(job.recipe.model, "README.md")).decode()
-        save_model(storage, uri, job.model.network, job.model.config, card)
+        card = join(job.recipe.model, "README.md")  # for people only: a model is one without it
+        text = storage.read(card).decode(errors="replace") if storage.exists(card) else ""
+        save_model(storage, uri, job.model.network, job.model.config, text)
 
 
 def _cluster_for(recipe: EmbedRecipe) -> Cluster:

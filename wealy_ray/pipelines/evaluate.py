@@ -73,7 +73,7 @@ def run_evaluate(recipe: EvaluateRecipe) -> Evaluated:
     reader = None
     if recipe.store is not None:
         reader = StoreReader.open(storage, recipe.store, recipe.extractor_id, recipe.index)
-        for name, outdated in _count_outdated(recipe, reader).items():
+        for name, outdated in _count_outdated(recipe, reader, reader.index.table).items():
             if outdated:
                 log.warning(
                     "%s: %d tracks have no vectors of their states as they are now; `wealy embed` makes them",
@@ -117,8 +117,13 @@ def _cluster_for(recipe: EvaluateRecipe) -> Cluster:
     return cluster
 
 
-def _count_outdated(recipe: EvaluateRecipe, reader: StoreReader) -> dict[str, int]:
+def _count_outdated(recipe: EvaluateRecipe, reader: StoreReader, wanted: pa.Table) -> dict[str, int]:
     """Tracks whose vectors in the store are not those of their states now, by system.
+
+    Args:
+        recipe: Names the systems.
+        reader: The store.
+        wanted: Rows of its index that count.
 
     Raises:
         StoreError: Vectors that the recipe asks for are not there.
@@ -128,7 +133,7 @@ def _count_outdated(recipe: EvaluateRecipe, reader: StoreReader) -> dict[str, in
         for system in recipe.systems
         if isinstance(system, Embeddings) and system.uri is None
     }
-    return {name: count_stale(reader.index, of.reader.index) for name, of in vectors.items()}
+    return {name: count_stale(wanted, of.reader.index) for name, of in vectors.items()}
 
 
 class _Run:
@@ -151,6 +156,8 @@ class _Run:
         recipe = self.recipe
         material = self._material() if self.reader is not None else None
         collection = collection_of(recipe, self.manifest.table, material, recipe.split)
+        # before vectors are read: should they become newer meanwhile, too many are counted, not too few
+        outdated = self._outdated(collection)
         systems = standing_rows(collection, material, recipe.seed)
         kinds = {"random": "random", "same language": "language"}
         plain = [s for s in recipe.systems if not isinstance(s, Fusion)]
@@ -172,7 +179,6 @@ class _Run:
             for s in recipe.systems
             if isinstance(s, Embeddings)
         }
-        outdated = _count_outdated(recipe, self.reader) if self.reader is not None else {}
         # an earlier recipe's numbers would stand beside this one's queries, should this run be stopped
         self.storage.delete(join(recipe.out, "metrics.json"))
         entries = []
@@ -298,6 +304,15 @@ class _Run:
         ranking = Ranking(name, scores, collection, folder, self.recipe.resources, self.storage)
         rows, self.ranked[name] = ranking.rows(self.cluster, self.recipe.progress_every_s)
         return rows
+
+    def _outdated(self, collection: Collection) -> dict[str, int]:
+        """Of the tracks that are compared."""
+        if self.reader is None:
+            return {}
+        rows, ids = self.reader.index.table, pa.array(collection.track_ids.tolist(), pa.string())
+        return _count_outdated(
+            self.recipe, self.reader, rows.filter(pc.is_in(rows["track_id"], value_set=ids))
+        )
 
     def _vectors(self, system: Embeddings) -> StoreVectors:
         """The store's own vectors."""

@@ -98,7 +98,10 @@ def extract_one(reader: StoreReader, recipe: ExtractRecipe, uri: str) -> TrackSt
     fields = {name: pcm[name][0].as_py() for name in PCM_SCHEMA.names if name != "samples"}
     if fields["error_type"] is not None:
         raise ConfigError(f"{uri} cannot be used as a query: {fields['error_message']}")
-    loaded = load_whisper(recipe.model, read_bytes=storage.read)
+    try:
+        loaded = load_whisper(recipe.model, read_bytes=storage.read)
+    except ModelError as e:  # a store outlives the place where its weights were
+        raise ModelError(f"{e}; say with --model where the weights of the store are here") from e
     if extractor_of(recipe, loaded).extractor_id != reader.extractor_id:
         raise ModelError(
             f"the weights of '{recipe.model}' are not those that the store's states were computed with; name the "

@@ -177,7 +177,7 @@ def _by_embedding(
     vectors = embeddings.vectors(track.track_id) if is_current else None
     if vectors is None:
         vectors = embed_one(embeddings, track)
-    stale = count_stale(reader.index, embeddings.index)
+    stale = count_stale(reader.index.table, embeddings.index)
     if stale:
         log.warning(
             "%d tracks have no vectors of their states as they are now; `wealy embed` makes them", stale

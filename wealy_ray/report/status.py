@@ -73,7 +73,7 @@ def _embeddings(storage: Storage, root: str, states: Index) -> list[str]:
         index = read_latest(storage, join(embeddings_folder(root), embedder_id))
         if index is None:
             continue
-        counts, left = index.counts(), count_stale(states, index)
+        counts, left = index.counts(), count_stale(states.table, index)
         vectors, windows = pc.sum(index.table["num_windows"]).as_py() or 0, settings["windows"]
         of = f"{windows['mode']} of {windows['size']} states" + (
             f" every {windows['stride']}" if windows["mode"] == "windows" else ""

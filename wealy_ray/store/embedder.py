@@ -21,7 +21,7 @@ class EmbedderSpec:
     """What changes the vectors; every value can be written as JSON.
 
     Attributes:
-        model_digest: Digest of the network's weights.
+        model_digest: Digest of the network's weights and settings.
         extractor_id: What the states were computed with.
         kinds: Names of the kinds of states that count; None: all.
         windows: What of a track a vector is computed of: mode, and all that matters in it.

@@ -87,7 +87,7 @@ class EmbeddingReader:
             if checksum_of_vectors(vectors) != row["checksum"]:
                 raise StoreError(
                     f"the shard {shard_uri(self.root, name)} does not hold the vectors of track '{row['track_id']}' "
-                    "as the index says: it was replaced"
+                    "as the index says: it was replaced; remove it, and `wealy embed` makes it again"
                 )
             found[row["track_id"]] = vectors
         return found
@@ -119,9 +119,14 @@ class EmbeddingReader:
         return grouped
 
 
-def count_stale(states: Index, embeddings: Index) -> int:
-    """Tracks whose vectors are missing, or of other states than the store has now."""
-    return int((~is_embedded(states.table, embeddings)).sum())
+def count_stale(wanted: pa.Table, embeddings: Index) -> int:
+    """Tracks whose vectors are missing, or of other states than the store has now.
+
+    Args:
+        wanted: Rows of the index of the states.
+        embeddings: The index of the vectors.
+    """
+    return int((~is_embedded(wanted, embeddings)).sum())
 
 
 def newest_embeddings(storage: Storage, states_root: str) -> EmbeddingReader | None:

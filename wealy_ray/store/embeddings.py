@@ -154,8 +154,8 @@ def read_shard(storage: Storage, root: str, name: str) -> tuple[np.ndarray, pa.T
     values = {k.decode(): v.decode() for k, v in file.metadata.metadata.items()}
     if (values["wealy_format"], values["embedder_id"]) != (FORMAT_VERSION, embedder_id_of(root)):
         raise StoreError(
-            f"the shard {uri} is of embedder {values['embedder_id']} and format {values['wealy_format']}: it does "
-            "not belong here"
+            f"the shard {uri} is of embedder {values['embedder_id']} and format {values['wealy_format']}, and does "
+            "not belong here: move it away, and `wealy embed` makes again what is missing"
         )
     z = one_chunk(file.read(columns=["z"])["z"])
     dim = file.schema_arrow.field("z").type.list_size
