@@ -359,8 +359,32 @@ def test_the_best_checkpoint_is_found_again(song_store: Path, tmp_path: Path) ->
     shutil.rmtree(tmp_path / "out" / "model")
     best = folder / f"{place.name[:13]}ffffffff"
     best.rename(folder / "00000-000001-aaaaaaaa")
-    with pytest.raises(StoreError, match="the checkpoint of the best epoch, 1, is gone"):
+    words = (
+        r"the checkpoint of the best epoch, 1, is gone.*; 00000-000001-aaaaaaaa there is the last good one"
+    )
+    with pytest.raises(StoreError, match=words):
         job._read_best(1)
+    shutil.rmtree(folder)
+    with pytest.raises(StoreError, match="or damaged; train anew with another `out`"):
+        job._read_best(1)
+
+
+def test_a_checkpoint_says_only_what_was_measured_of_it(song_store: Path, tmp_path: Path) -> None:
+    recipe = a_recipe(
+        song_store,
+        out=str(tmp_path / "out"),
+        optimiser={"learning_rate": 3e-3, "epochs": 4, "warmup_epochs": 0},
+        validation={"every_epochs": 2},
+        checkpoint_every_s=1e-9,  # after each step
+        tracking=[],
+    )
+    job = train_alone(recipe)
+    maps = {int(entry["epoch"]): entry.get("map") for entry in job.history()}
+    assert [epoch for epoch, found in maps.items() if found is not None] == [2, 4]
+    for place in job.checkpoints.places():
+        config = load_model(str(tmp_path / "out" / "checkpoints" / place.name)).config
+        assert config.metrics["validation_map"] == (None if place.step else maps[place.epoch])
+    assert any(place.step for place in job.checkpoints.places())
 
 
 def test_an_out_that_does_not_say_what_it_holds_is_refused(song_store: Path, tmp_path: Path) -> None:

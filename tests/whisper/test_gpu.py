@@ -77,6 +77,8 @@ def test_steps_do_not_wait_for_the_host(tiny: Whisper) -> None:
         )
         torch.cuda.set_sync_debug_mode("error")
         try:
+            with pytest.raises(RuntimeError, match="synchroniz"):
+                torch.ones(1, device="cuda").item()  # what would happen to a step that waits
             decoder.run(Step(longest=0), 200)
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -151,6 +151,14 @@ class Checkpoints:
         check_facts(found, self.facts, uri)
         return weights, state["optimiser"], Progression(**state["progression"])
 
+    def is_whole(self, place: Place) -> bool:
+        """Whether a checkpoint can be read."""
+        try:
+            self.read(place)
+        except DamagedError:
+            return False
+        return True
+
     def _thin_out(self, progression: Progression) -> None:
         # who is behind, and was thought dead, knows nothing of what came later
         here = (progression.epoch, progression.step)

@@ -228,9 +228,13 @@ class Job:
                     log.warning("%s", e)
                 else:
                     return weights, progression
+        good = next((place for place in reversed(places) if self.checkpoints.is_whole(place)), None)
+        last = (
+            "" if good is None else f"{good.name} there is the last good one, and a model directory too; or "
+        )
         raise StoreError(
-            f"the checkpoint of the best epoch, {epoch}, is gone from {self.checkpoints.root} or damaged; "
-            f"{places[-1].name} there is the last, and a model directory too; or train anew with another `out`"
+            f"the checkpoint of the best epoch, {epoch}, is gone from {self.checkpoints.root} or damaged; {last}train "
+            "anew with another `out`"
         )
 
     @property
@@ -241,7 +245,10 @@ class Job:
         self.storage.write(self._history_uri, (json.dumps(progression.history, indent=1) + "\n").encode())
 
     def _config(self, loop: Loop, progression: Progression) -> ModelConfig:
-        measured = [entry["map"] for entry in progression.history if "map" in entry]
+        # of these very weights, not of older ones
+        measured = (
+            progression.history[-1].get("map") if progression.history and not progression.step else None
+        )
         data = self.recipe.data
         return ModelConfig(
             model=self.recipe.model,
@@ -258,8 +265,7 @@ class Job:
                 "languages": self.languages,
             },
             metrics={
-                # of these very weights, not of older ones
-                "validation_map": measured[-1] if measured and not progression.step else None,
+                "validation_map": measured,
                 "epochs": progression.epoch,
                 "loss": self.recipe.loss.kind,
             },
