@@ -135,6 +135,7 @@ def test_a_killed_and_a_stopped_driver_are_gone_on_from(
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     assert "the workers save first" in output
+    assert "have not saved" not in output
     assert json.loads((out / "run.json").read_text())["outcome"] == "KeyboardInterrupt"
     code, output = run_wealy("train", recipe)
     assert code == 0, output

@@ -119,8 +119,7 @@ class _Run:
             return is_over
 
         try:
-            while thread.is_alive():
-                thread.join(POLL_S)
+            while not thread.ended.wait(POLL_S):
                 look()
             is_over = look()
         except KeyboardInterrupt:
@@ -146,7 +145,7 @@ class _Run:
         log.warning("stopping: the workers save first (interrupt again to leave at once)")
         before = self.job.checkpoints.places()
         board.stop.remote()
-        thread.join(STOP_S)
+        thread.ended.wait(STOP_S)
         after = self.job.checkpoints.places()
         if after[-1:] == before[-1:]:  # when the signal went to Ray's processes too, they are gone
             counts = (
@@ -156,11 +155,17 @@ class _Run:
 
 
 class _Fit(threading.Thread):
-    """Ray Train's `fit`, which gives no word before it ends, on a thread of its own."""
+    """Ray Train's `fit`, which gives no word before it ends, on a thread of its own.
+
+    Attributes:
+        ended: To be waited for: before Python 3.13 a `join` that a signal interrupts takes the thread for ended.
+        error: Of `fit`.
+    """
 
     def __init__(self, recipe: TrainRecipe, board: Any, *, is_local: bool) -> None:
         super().__init__(name="fit", daemon=True)
         self.recipe, self.board, self.is_local = recipe, board, is_local
+        self.ended = threading.Event()
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -168,6 +173,8 @@ class _Fit(threading.Thread):
             _trainer(self.recipe, self.board, self.is_local).fit()
         except BaseException as e:
             self.error = e
+        finally:
+            self.ended.set()
 
 
 def _trainer(recipe: TrainRecipe, board: Any, is_local: bool) -> Any:

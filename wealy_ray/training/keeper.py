@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ class Pulse:
     Attributes:
         epoch, epochs: Epochs that are done, and all.
         step, steps: Of the running epoch.
-        loss: Of the last step.
+        loss: Of the last step; NaN before the first since the start.
         map, best_map, best_epoch: Last and best validation MAP (-1 before the first).
         tracks, elapsed_s: Crops that were trained on since the start, and seconds.
         waited_s: Of them, waiting for data.
@@ -55,7 +56,8 @@ class Pulse:
         elapsed_s = max(self.elapsed_s, 1e-9)
         speed = f"{self.tracks / elapsed_s:.1f} tracks/s, {self.waited_s / elapsed_s:.0%} waiting for data"
         left = f"ETA {in_words(self.left_s)}" if self.tracks else "ETA unknown"
-        return f"{place}, loss {self.loss:.4f}, {measured}, {speed}, {left}"
+        loss = "no loss yet" if math.isnan(self.loss) else f"loss {self.loss:.4f}"
+        return f"{place}, {loss}, {measured}, {speed}, {left}"
 
 
 class Ear(Protocol):
