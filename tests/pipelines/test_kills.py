@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -20,6 +22,9 @@ from tests.pipelines.support import (
     wait_for,
     write_recipe,
 )
+from wealy_ray.errors import StoreError
+from wealy_ray.report.status import store_status
+from wealy_ray.storage import Storage
 
 
 def test_a_second_run_decodes_nothing(undisturbed: tuple[Path, dict]) -> None:
@@ -32,6 +37,26 @@ def test_a_second_run_decodes_nothing(undisturbed: tuple[Path, dict]) -> None:
     assert "nothing was left to do" in output
     assert (newest_index(folder / "store"), shards(folder / "store")) == before
     assert time.monotonic() - began < 60  # no Ray session is started; seconds on an idle machine
+
+
+def test_shards_that_are_gone_are_made_again(undisturbed: tuple[Path, dict], tmp_path: Path) -> None:
+    manifest, expected = undisturbed
+    store = tmp_path / "store"
+    shutil.copytree(manifest.parent / "store", store)
+    gone, damaged, *_ = shards(store)
+    gone.unlink()
+    damaged.write_bytes(bytes(100))
+    status = store_status(Storage(), str(store))
+    assert re.search(r"gone +\d+ tracks in 1 shards; `wealy extract` makes them again", status), status
+    with pytest.raises(StoreError, match=r"the command that wrote this store .* makes it again"):
+        contents(store)
+    damaged.unlink()
+    recipe = write_recipe(tmp_path / "recipe.yaml", recipe_settings(manifest, store))
+    code, output = run_wealy("extract", recipe)
+    assert code == 0, output
+    assert re.search(r"\d+ tracks lie in shards that are gone: they are worked on again", output), output
+    assert contents(store) == expected
+    assert "makes them again" not in store_status(Storage(), str(store))
 
 
 def test_a_killed_and_a_stopped_driver(undisturbed: tuple[Path, dict], tmp_path: Path) -> None:

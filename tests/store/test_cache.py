@@ -269,7 +269,7 @@ def test_damage_of_the_store_names_shard_and_track(
         crop(Payloads.of(storage, reader.root, reader.index, cache), 0, 0, 200)
     assert not (tmp_path / "cache").exists()
     storage.write(uri, bytes(data[: row["payload_offset"] + 100]))
-    with pytest.raises(StoreError, match=rf"{row['shard']} is truncated .* 'set:V-0'"):
+    with pytest.raises(StoreError, match=rf"{row['shard']} is damaged: it is truncated .* 'set:V-0'"):
         crop(Payloads.of(storage, reader.root, reader.index, cache), 0, 3, 100)
     storage.delete(uri)
     with pytest.raises(StoreError, match=rf"{row['shard']} of track 'set:V-0' is gone"):

@@ -138,7 +138,7 @@ def test_damage_names_shard_and_track(storage: Storage, root: str) -> None:
     with pytest.raises(StoreError, match=f"{name} is damaged"):
         reader.track("set:V-0")
     damage(storage, reader.root, name, lambda data: data[: row["payload_offset"] + 100])
-    with pytest.raises(StoreError, match=rf"{name} is truncated .* 'set:V-0'"):
+    with pytest.raises(StoreError, match=rf"{name} is damaged: it is truncated .* 'set:V-0'"):
         reader.states("set:V-0", 0, 50)
     with pytest.raises(StoreError, match=name):
         reader.track("set:V-0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import logging
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -15,6 +16,8 @@ from wealy_ray.pipelines.ledger import Ledger
 from wealy_ray.pipelines.session import Cluster
 from wealy_ray.progress import Progress
 from wealy_ray.report.run_record import RunRecord
+
+log = logging.getLogger(__name__)
 
 Remaining = Callable[[], pa.Table]
 """Tracks that have no row yet."""
@@ -83,6 +86,8 @@ class Driver(abc.ABC):
         error: BaseException | None = None
         try:
             if self._ledger.todo().num_rows:
+                if lost := self._ledger.num_lost():
+                    log.warning("%d tracks lie in shards that are gone: they are worked on again", lost)
                 self._ledger.claim(self.run_id)
                 cluster = cluster or self.connect()
                 record = self.record(cluster)

@@ -107,10 +107,7 @@ def run_embed(recipe: EmbedRecipe) -> EmbedSummary:
     lease = Lease(storage, job.root, run_id, recipe.lease_s)
     lease.acquire(log.warning)
     try:
-        ledger = job.ledger()
-        if ledger.lost:
-            log.warning("%d shards of embeddings are gone: their tracks are embedded again", len(ledger.lost))
-        run = _Run(job, run_id, ledger)
+        run = _Run(job, run_id, job.ledger())
         run.execute(cluster, began_s)
         return run.summary
     finally:

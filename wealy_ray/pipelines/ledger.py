@@ -14,7 +14,7 @@ from typing_extensions import override
 from wealy_ray.catalog import Manifest
 from wealy_ray.errors import FencedError, ReconciliationError
 from wealy_ray.pipelines.stages import WORK_SCHEMA
-from wealy_ray.storage import Storage, join
+from wealy_ray.storage import Storage
 from wealy_ray.store import (
     EMBEDDING_INDEX_SCHEMA,
     Adoption,
@@ -26,6 +26,8 @@ from wealy_ray.store import (
     adopt,
     adopt_embeddings,
     is_embedded,
+    lie_in,
+    lost_shards,
     read_latest,
     split_work,
 )
@@ -42,6 +44,7 @@ class Ledger(abc.ABC):
 
     Attributes:
         index: The latest that is known.
+        lost: Shards that it named at the beginning and that are not there: their tracks are not done.
         wanted: Tracks that this run is responsible for.
         done_before: Of them, finished before this run.
         adopted: Tracks taken over from shards that no index named.
@@ -53,14 +56,15 @@ class Ledger(abc.ABC):
     def __init__(self, storage: Storage, root: str) -> None:
         self.storage, self.root = storage, root
         self.index: Index | None = read_latest(storage, root)
+        self.lost = lost_shards(storage, root, self.index)
         self.adopted = 0
         self._writer: IndexWriter | None = None
         self._pending: list[pa.Table] = []
         self._published_s = time.monotonic()
 
     @abc.abstractmethod
-    def done(self, index: Index | None) -> np.ndarray:
-        """Which rows of `wanted` an index holds, bool."""
+    def _rows_in(self, index: Index | None) -> np.ndarray:
+        """Which rows of `wanted` an index holds, wherever it says that they are, bool."""
 
     @abc.abstractmethod
     def _claim(self, run_id: str) -> IndexWriter: ...
@@ -78,6 +82,14 @@ class Ledger(abc.ABC):
     def has_claim(self) -> bool:
         """Whether `claim` was called."""
         return self._writer is not None
+
+    def done(self, index: Index | None) -> np.ndarray:
+        """Which rows of `wanted` an index holds, bool."""
+        return self._rows_in(index) & ~lie_in(self.lost, self.wanted["track_id"], index)
+
+    def num_lost(self) -> int:
+        """Rows of `wanted` that the index holds in a shard that is not there."""
+        return int(lie_in(self.lost, self.wanted["track_id"], self.index).sum())
 
     def todo(self) -> pa.Table:
         """Rows of `wanted` that are not done."""
@@ -170,7 +182,7 @@ class ExtractLedger(Ledger):
         self.done_before = self.wanted.num_rows - self.todo().num_rows
 
     @override
-    def done(self, index: Index | None) -> np.ndarray:
+    def _rows_in(self, index: Index | None) -> np.ndarray:
         return split_work(self.wanted, index)
 
     @override
@@ -210,21 +222,17 @@ class EmbedLedger(Ledger):
     Args:
         reader: The states.
         spec: The embedder.
-
-    Attributes:
-        lost: Shards that the index names and that are not there: their tracks are wanted again.
     """
 
     def __init__(self, reader: StoreReader, spec: EmbedderSpec) -> None:
         super().__init__(reader.storage, spec.root(reader.root))
         self.states, self.spec = reader.index, spec
         self.wanted = reader.index.table
-        self.lost = _lost_shards(self.storage, self.root, self.index)
         self.done_before = self.wanted.num_rows - self.todo().num_rows
 
     @override
-    def done(self, index: Index | None) -> np.ndarray:
-        return is_embedded(self.wanted, index, but_in=self.lost)
+    def _rows_in(self, index: Index | None) -> np.ndarray:
+        return is_embedded(self.wanted, index)
 
     @override
     def _claim(self, run_id: str) -> IndexWriter:
@@ -240,13 +248,6 @@ class EmbedLedger(Ledger):
     @override
     def _find_written(self, todo: pa.Table) -> Adoption:
         return adopt_embeddings(self.storage, self.root, self.index, todo)
-
-
-def _lost_shards(storage: Storage, root: str, index: Index | None) -> frozenset[str]:
-    if index is None:
-        return frozenset()
-    there = {info.uri.rsplit("/", 1)[-1] for info in storage.list(join(root, "shards"))}
-    return frozenset(index.shards() - there)
 
 
 def facts_of(spec: EmbedderSpec, states: Index) -> dict[str, str]:

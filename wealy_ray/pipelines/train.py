@@ -12,9 +12,7 @@ import os
 import tempfile
 import threading
 import time
-import uuid
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from wealy_ray.errors import ReconciliationError, StoreError, TransientError, WealyError
@@ -170,14 +168,16 @@ class _Fit(threading.Thread):
 
     def run(self) -> None:
         try:
-            _trainer(self.recipe, self.board, self.is_local).fit()
+            # Ray keeps notes on its own run there; ours are in `out`
+            with tempfile.TemporaryDirectory(prefix="wealy-train-", ignore_cleanup_errors=True) as notes:
+                _trainer(self.recipe, self.board, notes, is_local=self.is_local).fit()
         except BaseException as e:
             self.error = e
         finally:
             self.ended.set()
 
 
-def _trainer(recipe: TrainRecipe, board: Any, is_local: bool) -> Any:
+def _trainer(recipe: TrainRecipe, board: Any, notes: str, *, is_local: bool) -> Any:
     # our paths may be relative to the folder that the driver was started in
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     if is_local:  # nobody takes this machine's node away
@@ -191,9 +191,8 @@ def _trainer(recipe: TrainRecipe, board: Any, is_local: bool) -> Any:
     )
     scaling: dict[str, Any] = {"num_workers": resources.workers, "use_gpu": resources.gpus > 0}
     run: dict[str, Any] = {  # the types that Ray declares are those of the Train before V2
-        "name": f"wealy-{uuid.uuid4().hex[:8]}",
-        # Ray keeps notes on its own run here; ours are in `out`
-        "storage_path": str(_notes_folder()),
+        "name": "wealy",
+        "storage_path": notes,
         "failure_config": FailureConfig(max_failures=resources.max_failures),
         "logging_config": LoggingConfig(log_level="CRITICAL"),  # errors reach us, and are said once
     }
@@ -203,10 +202,6 @@ def _trainer(recipe: TrainRecipe, board: Any, is_local: bool) -> Any:
         scaling_config=ScalingConfig(resources_per_worker=each, **scaling),
         run_config=RunConfig(**run),
     )
-
-
-def _notes_folder() -> Path:
-    return Path(tempfile.gettempdir()) / f"wealy-ray-train-{os.getuid()}"
 
 
 def train_rank(config: dict[str, Any]) -> None:

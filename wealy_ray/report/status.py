@@ -10,10 +10,12 @@ from wealy_ray.report.tables import counts_in_words, two_columns
 from wealy_ray.storage import Storage, join
 from wealy_ray.store import (
     Index,
-    count_stale,
     embeddings_folder,
+    is_embedded,
+    lie_in,
     list_embedders,
     list_extractors,
+    lost_shards,
     read_latest,
 )
 
@@ -38,7 +40,9 @@ def _extractor_status(storage: Storage, root: str) -> str:
         return two_columns(root, [("tracks", "none yet")])
     rows, counts = index.table, index.counts()
     shards = {info.uri.rsplit("/", 1)[-1]: info.size for info in storage.list(join(root, "shards"))}
-    unnamed = shards.keys() - index.shards()
+    unnamed, lost = shards.keys() - index.shards(), frozenset(index.shards() - shards.keys())
+    num_lost = lie_in(lost, rows["track_id"], index).sum()
+    gone = f"{num_lost} tracks in {len(lost)} shards; `wealy extract` makes them again" if lost else ""
     table = two_columns(
         root,
         [
@@ -49,6 +53,7 @@ def _extractor_status(storage: Storage, root: str) -> str:
             ("audio", f"{(pc.sum(rows['duration_s']).as_py() or 0) / 3600:.2f} h"),
             ("languages", counts_in_words(value_counts(rows["language"]))),
             ("shards", f"{len(shards)} files, {sum(shards.values()) / 1e6:.1f} MB"),
+            ("gone", gone),
             ("not indexed", f"{len(unnamed)} shards; the next run adopts what is missing" if unnamed else ""),
         ],
     )
@@ -70,10 +75,12 @@ def _failures(index: Index) -> list[str]:
 def _embeddings(storage: Storage, root: str, states: Index) -> list[str]:
     lines = []
     for embedder_id, settings in list_embedders(storage, root).items():
-        index = read_latest(storage, join(embeddings_folder(root), embedder_id))
+        folder = join(embeddings_folder(root), embedder_id)
+        index = read_latest(storage, folder)
         if index is None:
             continue
-        counts, left = index.counts(), count_stale(states.table, index)
+        lost = lie_in(lost_shards(storage, folder, index), states.table["track_id"], index)
+        counts, left = index.counts(), int((lost | ~is_embedded(states.table, index)).sum())
         vectors, windows = pc.sum(index.table["num_windows"]).as_py() or 0, settings["windows"]
         of = f"{windows['mode']} of {windows['size']} states" + (
             f" every {windows['stride']}" if windows["mode"] == "windows" else ""

@@ -2,7 +2,7 @@
 
 from wealy_ray.store.adopt import Adoption, adopt
 from wealy_ray.store.cache import TrackCache
-from wealy_ray.store.done import split_work
+from wealy_ray.store.done import lie_in, lost_shards, split_work
 from wealy_ray.store.embedder import EmbedderSpec, embeddings_folder, kept_model, list_embedders
 from wealy_ray.store.embedding_reader import EmbeddingReader, count_stale, newest_embeddings
 from wealy_ray.store.embeddings import (
@@ -44,8 +44,10 @@ __all__ = [
     "embeddings_folder",
     "is_embedded",
     "kept_model",
+    "lie_in",
     "list_embedders",
     "list_extractors",
+    "lost_shards",
     "newest_embeddings",
     "one_per_track",
     "read_index",

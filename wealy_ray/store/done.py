@@ -2,7 +2,7 @@
 
 A track is done when the index holds its id for the same audio: where the manifest names a version (etag),
 the row was read at that version or for that version; where it names none, the row was read from the same URI.
-Failed tracks count as done, unless they are to be retried.
+Failed tracks count as done, unless they are to be retried. Nothing is done that lies in a shard that is gone.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from wealy_ray.storage import Storage, join
 from wealy_ray.store.index import Index
 
 
@@ -77,3 +78,25 @@ def is_done(
 def _equal(a: pa.ChunkedArray, b: pa.ChunkedArray) -> pa.ChunkedArray:
     """Equality in which null equals nothing."""
     return pc.fill_null(pc.equal(a, b), False)
+
+
+def lost_shards(storage: Storage, root: str, index: Index | None) -> frozenset[str]:
+    """Names of shards that an index names and that are not there.
+
+    Args:
+        storage: Where to look.
+        root: The folder that holds `shards/`.
+        index: Read before this is asked; None: nothing is lost.
+    """
+    if index is None:
+        return frozenset()
+    there = {info.uri.rsplit("/", 1)[-1] for info in storage.list(join(root, "shards"))}
+    return frozenset(index.shards() - there)
+
+
+def lie_in(shards: frozenset[str], track_ids: pa.ChunkedArray, index: Index | None) -> np.ndarray:
+    """Which tracks have their row in one of some shards, bool [num tracks]."""
+    if index is None or not shards or not len(track_ids):
+        return np.zeros(len(track_ids), bool)
+    named = index.table["shard"].take(index.positions(track_ids))  # null where there is no row
+    return np.asarray(pc.is_in(named, value_set=pa.array(sorted(shards), pa.string())), bool)

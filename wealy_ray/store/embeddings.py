@@ -184,22 +184,18 @@ def adopt_embeddings(storage: Storage, root: str, index: Index | None, wanted: p
     return adopt_shards(storage, root, index, look if asked else None, EMBEDDING_INDEX_SCHEMA)
 
 
-def is_embedded(wanted: pa.Table, index: Index | None, *, but_in: frozenset[str] = frozenset()) -> np.ndarray:
+def is_embedded(wanted: pa.Table, index: Index | None) -> np.ndarray:
     """Which tracks were embedded of the states that are wanted, bool [num_rows].
 
     Args:
         wanted: Columns track_id and checksum (of the states).
         index: Of the embeddings; None: nothing was.
-        but_in: Shards that do not count.
     """
     if index is None or not len(index) or not wanted.num_rows:
         return np.zeros(wanted.num_rows, bool)
     positions = index.positions(wanted["track_id"])
     found = index.table["source_checksum"].take(pc.fill_null(positions, 0))
     same = pc.and_(pc.equal(found, wanted["checksum"]), pc.is_valid(positions))
-    if but_in:
-        shards = index.table["shard"].take(pc.fill_null(positions, 0))
-        same = pc.and_(same, pc.invert(pc.is_in(shards, value_set=pa.array(sorted(but_in), pa.string()))))
     return np.asarray(same, bool)
 
 

@@ -9,12 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from wealy_ray.errors import StoreError
 from wealy_ray.storage import ObjectMissingError, Storage
 from wealy_ray.store.cache import TrackCache
 from wealy_ray.store.index import Index, one_chunk
 from wealy_ray.store.schema import STATES_DTYPE, checksum_of
-from wealy_ray.store.shard import shard_uri
+from wealy_ray.store.shard import damaged, gone, shard_uri
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,16 +133,12 @@ class Payloads:
         try:
             count = self.storage.read_into(uri, int(self.offset[row]) + first, out)
         except ObjectMissingError as e:
-            raise StoreError(f"the shard {uri} of track '{self.track_ids[row]}' is gone") from e
+            raise gone(uri, self.track_ids[row]) from e
         if count != len(out):
-            raise StoreError(
-                f"the shard {uri} is truncated within the states of track '{self.track_ids[row]}'"
-            )
+            raise damaged(uri, f"it is truncated within the states of track '{self.track_ids[row]}'")
 
     def _verify(self, row: int, payload: memoryview) -> None:
         if checksum_of(payload) != self.checksum[row].tobytes().hex():
-            raise StoreError(
-                f"the shard {shard_uri(self.root, self.shards[self.shard[row]])} is damaged: the states of track "
-                f"'{self.track_ids[row]}' do not match their checksum"
-            )
+            uri = shard_uri(self.root, self.shards[self.shard[row]])
+            raise damaged(uri, f"the states of track '{self.track_ids[row]}' do not match their checksum")
         self._verified[row] = True

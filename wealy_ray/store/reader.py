@@ -14,7 +14,7 @@ from wealy_ray.storage import ObjectMissingError, Storage, join
 from wealy_ray.store.extractor import list_extractors
 from wealy_ray.store.index import Index, read_index, read_latest
 from wealy_ray.store.schema import STATES_DTYPE, TrackStates, checksum_of, kinds_of, states_of
-from wealy_ray.store.shard import read_payload, read_row, read_without_states, shard_uri
+from wealy_ray.store.shard import damaged, gone, read_payload, read_row, read_without_states, shard_uri
 
 
 class StoreReader:
@@ -90,9 +90,9 @@ class StoreReader:
         try:
             data = self.storage.read_range(uri, row["payload_offset"] + start * state_bytes, num_bytes)
         except ObjectMissingError as e:
-            raise StoreError(f"the shard {uri} of track '{track_id}' is gone") from e
+            raise gone(uri, track_id) from e
         if len(data) != num_bytes:
-            raise StoreError(f"the shard {uri} is truncated within the states of track '{track_id}'")
+            raise damaged(uri, f"it is truncated within the states of track '{track_id}'")
         return states_of(data, dim)
 
     def track(self, track_id: str) -> TrackStates:
@@ -135,9 +135,9 @@ class StoreReader:
         return self.index.table.filter(pc.equal(self.index.table["status"], "failed"))
 
     def _not_there(self, row: dict[str, Any]) -> StoreError:
-        return StoreError(
-            f"the shard {shard_uri(self.root, row['shard'])} does not hold track '{row['track_id']}' as the "
-            f"index says at row {row['row']}: it is damaged or was replaced"
+        uri = shard_uri(self.root, row["shard"])
+        return damaged(
+            uri, f"it does not hold track '{row['track_id']}' at row {row['row']}, as the index says"
         )
 
     def _row(self, track_id: str) -> dict[str, Any]:

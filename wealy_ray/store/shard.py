@@ -39,6 +39,7 @@ STATES_COLUMN = -1
 """Place of `states` among a row group's column chunks."""
 NUM_THREADS = 8
 """Rows that are read at the same time."""
+MADE_AGAIN = "the command that wrote this store (as a rule `wealy extract`) makes it again"
 
 
 def write_shard(
@@ -113,6 +114,17 @@ def shard_uri(root: str, name: str) -> str:
     return join(root, "shards", name)
 
 
+def gone(uri: str, track_id: str | None = None) -> StoreError:
+    """What to say of a shard that is not there."""
+    of = "" if track_id is None else f" of track '{track_id}'"
+    return StoreError(f"the shard {uri}{of} is gone: {MADE_AGAIN}")
+
+
+def damaged(uri: str, how: str) -> StoreError:
+    """What to say of a shard whose bytes are others than those that were written."""
+    return StoreError(f"the shard {uri} is damaged: {how}; remove it, and {MADE_AGAIN}")
+
+
 def read_receipt(storage: Storage, root: str, name: str, *, extractor_id: str | None = None) -> pa.Table:
     """Reads a shard's receipt from its footer, with ranged reads only.
 
@@ -173,12 +185,10 @@ def read_payload(storage: Storage, root: str, name: str, row: dict[str, Any]) ->
     try:
         payload = storage.read_range(shard_uri(root, name), row["payload_offset"], num_bytes)
     except ObjectMissingError as e:
-        raise StoreError(f"the shard {shard_uri(root, name)} of track '{row['track_id']}' is gone") from e
+        raise gone(shard_uri(root, name), row["track_id"]) from e
     if checksum_of(payload) != row["checksum"]:
-        raise StoreError(
-            f"the shard {shard_uri(root, name)} is damaged: the states of track '{row['track_id']}' do not "
-            "match their checksum"
-        )
+        how = f"the states of track '{row['track_id']}' do not match their checksum"
+        raise damaged(shard_uri(root, name), how)
     return payload
 
 
@@ -199,15 +209,15 @@ def read_row(storage: Storage, root: str, name: str, size: int, row: int) -> pa.
     try:
         metadata = _read_footer(storage, uri, size)
         if row >= metadata.num_row_groups:
-            raise StoreError(f"the shard {uri} has no row {row}: it was replaced")
+            raise damaged(uri, f"it has no row {row}")
         group = metadata.row_group(row)
         first = group.column(0).data_page_offset
         group_bytes = sum(group.column(i).total_compressed_size for i in range(group.num_columns))
         data = storage.read_range(uri, first, group_bytes)
     except ObjectMissingError as e:
-        raise StoreError(f"the shard {uri} is gone") from e
+        raise gone(uri) from e
     if checksum_of(data) != json.loads(_values_of(metadata)["row_checksums"])[row]:
-        raise StoreError(f"the shard {uri} is damaged: row {row} does not match its checksum")
+        raise damaged(uri, f"row {row} does not match its checksum")
     return pq.ParquetFile(_Window(data, first, size), metadata=metadata).read_row_group(row)
 
 
@@ -233,11 +243,11 @@ def read_without_states(
     try:
         metadata = _read_footer(storage, uri, size)
     except ObjectMissingError as e:
-        raise StoreError(f"the shard {uri} is gone") from e
+        raise gone(uri) from e
 
     def read(row: int) -> pa.Table:
         if row >= metadata.num_row_groups:
-            raise StoreError(f"the shard {uri} has no row {row}: it was replaced")
+            raise damaged(uri, f"it has no row {row}")
         group = metadata.row_group(row)
         first = group.column(0).data_page_offset
         end = group.column(group.num_columns + STATES_COLUMN).data_page_offset
@@ -246,7 +256,7 @@ def read_without_states(
             file = pq.ParquetFile(window, metadata=metadata, page_checksum_verification=True)
             return file.read_row_group(row, columns=WITHOUT_STATES)
         except (OSError, ValueError, pa.ArrowException) as e:
-            raise StoreError(f"the shard {uri} is damaged: row {row} cannot be read ({e})") from e
+            raise damaged(uri, f"row {row} cannot be read ({e})") from e
 
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         return list(pool.map(read, rows))
@@ -290,15 +300,15 @@ def _read_footer(storage: Storage, uri: str, size: int) -> pq.FileMetaData:
     """
     tail = storage.read_range(uri, max(0, size - TAIL_BYTES), min(size, TAIL_BYTES))
     if len(tail) < 12 or tail[-4:] != MAGIC:
-        raise StoreError(f"{uri} is truncated or no shard: it does not end as a Parquet file does")
+        raise damaged(uri, "it is truncated or no shard, since it does not end as a Parquet file does")
     footer_bytes = _footer_bytes(tail)
     if footer_bytes + len(MAGIC) > size:
-        raise StoreError(f"the shard {uri} is damaged: its footer claims {footer_bytes} of {size} bytes")
+        raise damaged(uri, f"its footer claims {footer_bytes} of {size} bytes")
     if footer_bytes > len(tail):
         tail = storage.read_range(uri, size - footer_bytes, footer_bytes)
     footer = tail[-footer_bytes:]
     if not is_sealed(footer):
-        raise StoreError(f"{uri} is no shard of a store, or damaged: its footer has no valid checksum")
+        raise damaged(uri, "its footer has no valid checksum, or it is no shard of a store")
     return pq.read_metadata(pa.BufferReader(MAGIC + footer))
 
 

@@ -28,13 +28,16 @@ from wealy_ray.report.run_record import new_run_id
 from wealy_ray.retrieval.material import tracks_by_shard
 from wealy_ray.retrieval.sentence import encode, load_encoder
 from wealy_ray.retrieval.text import without_words
-from wealy_ray.storage import join
+from wealy_ray.storage import Storage, join
 from wealy_ray.store import (
+    Index,
     IndexWriter,
     Lease,
     StoreReader,
     TrackStates,
+    lie_in,
     list_extractors,
+    lost_shards,
     read_latest,
     split_work,
     write_shard,
@@ -107,10 +110,16 @@ def _complete(source: StoreReader, folder: str, model: str, needed: pa.Table) ->
         encoder = settings.get("sentences") or {}
         if settings != _settings(source, model, encoder.get("weights_digest", "")):
             continue
-        index = read_latest(storage, join(folder, extractor_id))
-        if index is not None and split_work(needed, index).all():
-            return StoreReader(storage, join(folder, extractor_id), index)
+        root = join(folder, extractor_id)
+        index = read_latest(storage, root)
+        if index is not None and _done(storage, root, needed, index).all():
+            return StoreReader(storage, root, index)
     return None
+
+
+def _done(storage: Storage, root: str, needed: pa.Table, index: Index) -> np.ndarray:
+    lost = lost_shards(storage, root, index)
+    return split_work(needed, index) & ~lie_in(lost, needed["track_id"], index)
 
 
 def _settings(source: StoreReader, model: str, weights_digest: str) -> dict[str, Any]:
@@ -137,7 +146,7 @@ def _make(
     storage.write_if_absent(join(root, "extractor.json"), (json.dumps(settings, indent=2) + "\n").encode())
     manifest = source.index.metadata["manifest_digest"]
     writer = IndexWriter.claim(storage, root, manifest_digest=manifest, run_id=new_run_id())
-    left = needed.filter(pa.array(~split_work(needed, writer.index)))
+    left = needed.filter(pa.array(~_done(storage, root, needed, writer.index)))
     progress = Progress(len(needed), len(needed) - len(left), interval_s=every_s)
     receipts, published_s = [], time.monotonic()
     numerics = {"device": encoder.device.type}
