@@ -13,7 +13,8 @@ import whisper
 
 from tests.pipelines.support import REPOSITORY, environment
 from wealy_ray.audio import BytesSource, decode
-from wealy_ray.whisper import assemble_base, load_whisper
+from wealy_ray.whisper import load_whisper
+from wealy_ray.whisper.packaged import assemble_base
 
 
 def run(script: str, *arguments: str, out: Path) -> dict:

@@ -10,8 +10,9 @@ import torch
 import whisper
 from whisper.model import ModelDimensions, Whisper
 
-from wealy_ray.whisper import assemble_base, load_whisper
+from wealy_ray.whisper import load_whisper
 from wealy_ray.whisper.checkpoint import random_whisper
+from wealy_ray.whisper.packaged import assemble_base
 from wealy_ray.whisper.vocabulary import Vocabulary
 
 REPOSITORY = Path(__file__).parents[2]

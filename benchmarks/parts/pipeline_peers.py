@@ -29,7 +29,8 @@ from benchmarks.peers.job import Job
 from tests.pipelines.support import environment, make_manifest, recipe_settings
 from wealy_ray.storage import Storage
 from wealy_ray.store import StoreReader
-from wealy_ray.whisper import assemble_base, load_whisper
+from wealy_ray.whisper import load_whisper
+from wealy_ray.whisper.packaged import assemble_base
 
 PEERS = ("ray_data_hf", "daft_hf")
 PACKAGES = ("transformers", "daft")

@@ -11,9 +11,10 @@ import torch
 from whisper.model import Whisper
 
 from tests.whisper.support import SONGS, first_window, tiny_model
-from wealy_ray.whisper import LoadedModel, assemble_base, load_whisper
+from wealy_ray.whisper import LoadedModel, load_whisper
 from wealy_ray.whisper.backend import Backend
 from wealy_ray.whisper.encoder import BatchEncoder
+from wealy_ray.whisper.packaged import assemble_base
 
 NUM_WINDOWS = 14
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from wealy_ray.errors import ModelError
-from wealy_ray.whisper import LoadedModel, assemble_base, load_whisper
-from wealy_ray.whisper.packaged import BASE_MODELS
+from wealy_ray.whisper import LoadedModel, load_whisper
+from wealy_ray.whisper.packaged import BASE_MODELS, assemble_base
 
 ABSENT = replace(BASE_MODELS[0], parts=("no_such_package_1", "no_such_package_2"), config="no_such_package_2")
 TAMPERED = replace(BASE_MODELS[0], sha256="0" * 64)

@@ -41,7 +41,9 @@ def load_encoder(model: str) -> SentenceTransformer:
     """
     with text_extra():
         from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()  # of loading: not what is being done here
     try:
         return SentenceTransformer(model)
     except (OSError, ValueError) as e:

@@ -3,7 +3,6 @@
 from wealy_ray.whisper.checkpoint import LoadedModel, load_whisper
 from wealy_ray.whisper.engine import Engine
 from wealy_ray.whisper.fixed_plan import decode_track, decode_tracks
-from wealy_ray.whisper.packaged import assemble_base
 from wealy_ray.whisper.reference_plan import ReferenceOptions, Transcript, transcribe_track, transcribe_tracks
 from wealy_ray.whisper.request import WindowFuture
 from wealy_ray.whisper.seeking import Segment, Span
@@ -30,7 +29,6 @@ __all__ = [
     "Transcript",
     "WindowFuture",
     "WindowResult",
-    "assemble_base",
     "decode_track",
     "decode_tracks",
     "load_whisper",
