@@ -8,6 +8,7 @@ from wealy_ray.errors import ConfigError
 from wealy_ray.retrieval import multi_vector
 from wealy_ray.retrieval.collection import Collection
 from wealy_ray.retrieval.evaluation import evaluate
+from wealy_ray.retrieval.kernels import best_pairs, nearest
 from wealy_ray.retrieval.multi_vector import MultiVectorScores, PackedSets
 from wealy_ray.retrieval.ranking import rank_positives
 
@@ -80,8 +81,6 @@ def test_scores_equal_loops_over_pairs(reduction, distance, monkeypatch):
 def test_the_greedy_choice_breaks_ties_as_said(reduction):
     """Whole numbers, with many equal distances: what is left over depends on which of equals is taken."""
     rng = np.random.default_rng(8)
-    _, best_pairs = multi_vector._compiled_reductions()
-    nearest, _ = multi_vector._compiled_reductions()
     for _ in range(200):
         sizes = rng.integers(1, 7, 5)
         offsets = np.cumsum([0, *sizes], dtype=np.int64)

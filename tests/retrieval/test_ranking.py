@@ -1,3 +1,4 @@
+import numba
 import numpy as np
 import pytest
 import torch
@@ -6,6 +7,7 @@ from hypothesis import strategies as st
 
 from tests.retrieval import slow
 from wealy_ray.retrieval.collection import Positives
+from wealy_ray.retrieval.kernels import compiled
 from wealy_ray.retrieval.ranking import rank_positives
 
 
@@ -82,3 +84,15 @@ def test_scores_are_left_as_they_were():
     before = scores.clone()
     rank_positives(scores, as_positives([[1], [2], [3]]), np.array([0, 1, 2]))
     assert torch.equal(scores, before)
+
+
+def test_where_no_machine_code_can_be_kept_each_process_compiles(monkeypatch):
+    njit = numba.njit
+
+    def without_a_place(**options):
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function: no locator available for file")
+        return njit(**options)
+
+    monkeypatch.setattr(numba, "njit", without_a_place)
+    assert compiled(lambda number: 2 * number)(3) == 6

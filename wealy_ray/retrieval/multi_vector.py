@@ -14,10 +14,9 @@ Shape suffixes: S vectors of a query, T vectors of a tile of candidates, D numbe
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -204,9 +203,10 @@ class MultiVectorScores:
 
     def _reduced(self, distances_ST: Tensor, offsets: np.ndarray) -> Tensor:
         """Distances [num_columns] of the sets; infinite for an empty one."""
+        from wealy_ray.retrieval.kernels import best_pairs, nearest
+
         out = np.empty(len(offsets) - 1, np.float32)
         rows = distances_ST.cpu().numpy()
-        nearest, best_pairs = _compiled_reductions()
         if self._max_pairs:
             best_pairs(rows, offsets, self._max_pairs, out)
         else:
@@ -228,62 +228,3 @@ def num_pairs(reduction: str) -> int:
             f"unknown reduction '{reduction}'; there are min, mean_min and bpwr-K, e.g. bpwr-10"
         )
     return int(match.group(1))
-
-
-@cache
-def _compiled_reductions() -> tuple[Callable[..., None], Callable[..., None]]:
-    import numba
-
-    compiled: Any = numba.njit(nogil=True, cache=False)
-
-    @compiled
-    def nearest(distances, offsets, is_mean, out):  # type: ignore[no-untyped-def]
-        for c in range(len(offsets) - 1):
-            total: Any = 0.0
-            lowest: Any = np.float32(np.inf)
-            for s in range(distances.shape[0]):
-                least: Any = np.float32(np.inf)
-                for t in range(offsets[c], offsets[c + 1]):
-                    least = min(least, distances[s, t])
-                total += least
-                lowest = min(lowest, least)
-            out[c] = np.float32(total / distances.shape[0]) if is_mean else lowest
-
-    @compiled
-    def find_nearest(row, start, stop, is_used):  # type: ignore[no-untyped-def]
-        best: Any = np.float32(np.inf)
-        where = -1
-        for t in range(start, stop):
-            if not is_used[t - start] and (where < 0 or row[t] < best):
-                best, where = row[t], t
-        return where
-
-    @compiled
-    def best_pairs(distances, offsets, max_pairs, out):  # type: ignore[no-untyped-def]
-        num_rows = distances.shape[0]
-        # column of each row's nearest unused vector; -1: the row is used
-        nearest_of = np.empty(num_rows, np.int64)
-        for c in range(len(offsets) - 1):
-            start, stop = offsets[c], offsets[c + 1]
-            is_used = np.zeros(stop - start, np.bool_)
-            num = min(max_pairs, num_rows, stop - start)
-            for s in range(num_rows if num else 0):
-                nearest_of[s] = find_nearest(distances[s], start, stop, is_used)
-            total = 0.0
-            for n in range(num):
-                taken = -1
-                for s in range(num_rows):
-                    if nearest_of[s] >= 0 and (
-                        taken < 0 or distances[s, nearest_of[s]] < distances[taken, nearest_of[taken]]
-                    ):
-                        taken = s
-                column = nearest_of[taken]
-                total += distances[taken, column]
-                nearest_of[taken] = -1
-                is_used[column - start] = True
-                for s in range(num_rows if n + 1 < num else 0):
-                    if nearest_of[s] == column:
-                        nearest_of[s] = find_nearest(distances[s], start, stop, is_used)
-            out[c] = np.float32(total / num) if num else np.float32(np.inf)
-
-    return nearest, best_pairs
