@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--by",
         help="what is compared: embedding, tfidf_characters, tfidf_words, more_like_this, bm25 or avg_embedding "
-        "(default: embedding after `wealy embed`, else tfidf_characters)",
+        "(default: embedding once `wealy embed` has ended, else tfidf_characters)",
     )
     search.add_argument("--top", type=int, default=10, help="how many tracks (default: %(default)s)")
     search.add_argument(
@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     search.add_argument("--extractor-id", help="which extractor of the store, where it holds several")
     search.add_argument(
-        "--embedder-id", help="which embeddings, where there are several (default: the newest)"
+        "--embedder-id", help="which embeddings (default: those of the store's newest release)"
     )
     search.add_argument(
         "--approximate", metavar="DIR", help="local folder of an approximate index; built when absent"

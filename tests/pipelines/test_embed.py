@@ -39,7 +39,14 @@ from wealy_ray.retrieval.embedded import StoreVectors
 from wealy_ray.retrieval.imports import PackedVectors, write_embeddings
 from wealy_ray.retrieval.recipe import EvaluateRecipe
 from wealy_ray.storage import Storage, join
-from wealy_ray.store import IndexWriter, StoreReader, newest_embeddings
+from wealy_ray.store import (
+    EmbeddingReader,
+    IndexWriter,
+    StoreReader,
+    list_embedders,
+    read_latest,
+    released_embeddings,
+)
 
 CROP, STRIDE = 40, 1
 TEXT = 2
@@ -83,9 +90,11 @@ def copy_of(songs: Path, folder: Path) -> Path:
 
 def contents(store: Path | str, storage: Storage | None = None) -> dict[str, tuple[Any, ...]]:
     """Everything that the embeddings say of each track, verified."""
-    reader = newest_embeddings(storage or Storage(), join(str(store), EXTRACTOR_ID))
-    if reader is None:
+    storage, root = storage or Storage(), join(str(store), EXTRACTOR_ID)
+    ids = list(list_embedders(storage, root))
+    if not ids or read_latest(storage, join(root, "embeddings", ids[0])) is None:
         return {}
+    (reader,) = [EmbeddingReader.open(storage, join(root, "embeddings", name)) for name in ids]
     names = ("track_id", "status", "error_type", "source_checksum", "num_states", "num_windows", "dim")
     rows = reader.index.table.select(names).to_pylist()
     found = dict(reader.tracks())
@@ -146,6 +155,9 @@ def test_a_second_run_has_nothing_to_do(songs: Path) -> None:
     assert "62 tracks = 60 ok + 2 failed" in status
     digest = load_model(str(songs / "model")).config.digest
     assert f"model {digest[:8]}, windows of {CROP} states every 1, written by run" in status
+    assert re.search(r"release 1: embeddings \w{16} as of index \d+, of states as of index \d+", status), (
+        status
+    )
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -154,7 +166,7 @@ def test_shards_that_are_gone_are_made_again(
 ) -> None:
     shutil.copytree(songs / "store", tmp_path / "store")
     store = tmp_path / "store"
-    reader = newest_embeddings(Storage(), join(str(store), EXTRACTOR_ID))
+    reader = released_embeddings(Storage(), str(store), EXTRACTOR_ID)
     assert reader is not None
     # in the order in which they are read
     names = dict.fromkeys(reader.ok["shard"].to_pylist())
@@ -373,7 +385,7 @@ def test_the_evaluation_takes_the_store_s_embeddings(songs: Path, tmp_path: Path
 
 
 @pytest.mark.usefixtures("undisturbed")
-def test_search_goes_by_the_newest_embeddings(songs: Path, tmp_path: Path) -> None:
+def test_search_goes_by_the_released_embeddings(songs: Path, tmp_path: Path) -> None:
     store = str(songs / "store")
     by_vectors = run_search(Storage(), store, "set:V-3", top=4)
     assert by_vectors.by.startswith("embedding ")

@@ -83,7 +83,11 @@ def test_an_audio_file_is_embedded_as_the_store_was(
     assert lines(again) == lines(output)
     found = lines(output)
 
-    _embed_otherwise(reader.extractor_id, moved, tmp_path / "model")
+    _embed_otherwise(reader.extractor_id, moved, tmp_path / "model", release=False)
+    code, newest = call_wealy("search", moved, "t006.wav")
+    assert code == 0, newest
+    assert f"by embedding {embedder}, among 39 tracks" in newest
+    _embed_otherwise(reader.extractor_id, moved, tmp_path / "model")  # nothing to do but to release
     code, newest = call_wealy("search", moved, "t006.wav")
     assert code == 0, newest
     assert f"by embedding {embedder}" not in newest
@@ -112,12 +116,11 @@ def _root(store: Path) -> str:
     return StoreReader.open(Storage(), str(store)).root
 
 
-def _embed_otherwise(extractor_id: str, store: Path, model: Path) -> None:
+def _embed_otherwise(extractor_id: str, store: Path, model: Path, *, release: bool = True) -> None:
     dim = StoreReader.open(Storage(), str(store)).states("t006.wav").shape[1]
     save_test_model(model, extractor_id, dim)
-    run_embed(
-        EmbedRecipe.model_validate({"store": str(store), "model": str(model), "windows": {"mode": "single"}})
-    )
+    settings = {"store": str(store), "model": str(model), "windows": {"mode": "single"}, "release": release}
+    run_embed(EmbedRecipe.model_validate(settings))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +130,7 @@ def _embed_otherwise(extractor_id: str, store: Path, model: Path) -> None:
         (("t006.wav", "--by", "magic"), 2, "nothing can be compared by 'magic'; there are"),
         (("t006.wav", "--top", "0"), 2, "--top must be at least 1"),
         (("t006.wav", "--approximate", "x"), 2, "add --by avg_embedding"),
-        (("t006.wav", "--by", "embedding"), 2, "has no embeddings: `wealy embed` makes them"),
+        (("t006.wav", "--by", "embedding"), 2, "has no released embeddings: `wealy embed` makes them"),
         (("la la", "--text", "--by", "avg_embedding"), 2, "the query has no states"),
         (("...", "--text"), 2, "the query has no words that could be compared by tfidf_characters\n"),
     ],

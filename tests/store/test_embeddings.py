@@ -22,7 +22,6 @@ from wealy_ray.store import (
     adopt_embeddings,
     is_embedded,
     list_embedders,
-    newest_embeddings,
     write_vectors,
 )
 
@@ -130,18 +129,3 @@ def test_embedder_json_is_written_once_and_compared(tmp_path: Path, root: str) -
         SPEC.ensure(storage, str(tmp_path), "models/one")
     other = EmbedderSpec("weights", EXTRACTOR_ID, None, SPEC.windows)
     assert other.embedder_id != SPEC.embedder_id
-
-
-def test_the_newest_embeddings_are_those_of_the_last_run_that_hold_a_vector(tmp_path: Path) -> None:
-    storage = Storage()
-    assert newest_embeddings(storage, str(tmp_path)) is None
-    specs = [EmbedderSpec(digest, EXTRACTOR_ID, None, {"mode": "single"}) for digest in "12345"]
-    for spec, run_id in zip(specs, ["2026-01", "2026-03", "2026-02", "2026-04", ""], strict=True):
-        spec.ensure(storage, str(tmp_path), "m")
-        place = spec.root(str(tmp_path))
-        if run_id:
-            track = failed("a") if run_id == "2026-04" else ok("a")
-            publish(place, write(place, track), run_id=run_id)
-    found = newest_embeddings(storage, str(tmp_path))
-    assert found is not None
-    assert found.embedder_id == specs[1].embedder_id

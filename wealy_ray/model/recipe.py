@@ -39,6 +39,8 @@ class EmbedRecipe(Settings):
     windows: StateWindows = StateWindows()
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the network's products; changes vectors by rounding only, and is not part of the embedder id."""
+    release: bool = True
+    """Readers (`wealy search`) use these vectors from now on, once each track has its row."""
     storage: StorageSettings = StorageSettings()
     resources: EmbedResources = EmbedResources()
     publish_every_s: PositiveFloat = 120.0

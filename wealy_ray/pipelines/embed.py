@@ -32,7 +32,16 @@ from wealy_ray.report.embed_summary import EmbedSummary
 from wealy_ray.report.run_record import RunRecord, new_run_id
 from wealy_ray.report.status import value_counts
 from wealy_ray.storage import Storage, join
-from wealy_ray.store import EmbedderSpec, Lease, StoreReader, kept_model, list_extractors
+from wealy_ray.store import (
+    EmbedderSpec,
+    Index,
+    Lease,
+    Release,
+    StoreReader,
+    kept_model,
+    list_extractors,
+    publish_release,
+)
 
 log = logging.getLogger(__name__)
 
@@ -198,6 +207,21 @@ class _Run(Driver):
                 f"the vectors of {invalid} of {summary.tracks} tracks are NaN or infinite, though their states are "
                 f"not: the model {self.recipe.model} is broken; all rows are in {summary.root}"
             )
+        if self.recipe.release:
+            self._release(index)
+
+    def _release(self, vectors: Index) -> None:
+        """Lets readers know of these vectors, now that each track has its row."""
+        states, spec = self.job.reader, self.job.spec
+        release = Release(
+            states.index.metadata["manifest_digest"],
+            states.extractor_id,
+            states.index.number,
+            spec.model_digest,
+            spec.embedder_id,
+            vectors.number,
+        )
+        self.summary.release = publish_release(states.storage, self.recipe.store, release, self.run_id)
 
     @override
     def record(self, cluster: Cluster) -> RunRecord:

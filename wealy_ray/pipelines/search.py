@@ -28,7 +28,7 @@ from wealy_ray.retrieval.material import (
 )
 from wealy_ray.retrieval.search import BY, Found, describe, find_nearest
 from wealy_ray.storage import Storage
-from wealy_ray.store import EmbeddingReader, StoreReader, TrackStates, count_stale, newest_embeddings
+from wealy_ray.store import EmbeddingReader, StoreReader, TrackStates, count_stale, released_embeddings
 
 log = logging.getLogger(__name__)
 
@@ -82,13 +82,13 @@ def run_search(
         storage: Access.
         store: The store.
         query: A track id of the store, else the path or URI of an audio file.
-        by: What is compared; None: the newest embeddings where there are any and the query is no text, else
+        by: What is compared; None: the released embeddings where there are any and the query is no text, else
             `DEFAULT_BY`.
         top: How many tracks are wanted.
         is_text: The query is lyrics.
         model: Whisper weights for an audio query; None: those that the store's recipe names.
         extractor_id: Which extractor; None: the only one.
-        embedder_id: Which embeddings; None: the newest.
+        embedder_id: Which embeddings; None: those of the store's newest release.
         approximate: Local folder of an approximate index, built when it is not there; None: exact.
 
     Raises:
@@ -107,9 +107,13 @@ def run_search(
         asked = dict.fromkeys(MATERIAL_SCHEMA.names) | {"track_id": NO_ID, "text": query}
         found = find_nearest(_all_material(reader), asked, by or DEFAULT_BY, top)
         return Searched("a text", by or DEFAULT_BY, reader.index.counts()["ok"], found, None, query)
-    embeddings = _embeddings(reader, by, embedder_id)
+    embeddings = None
+    if embedder_id is not None:
+        embeddings = StoreVectors.open(storage, reader.root, embedder_id).reader
+    elif by in (None, "embedding"):
+        embeddings = released_embeddings(storage, store, reader.extractor_id)
     if by == "embedding" and embeddings is None:
-        raise ConfigError(f"the store {reader.root} has no embeddings: `wealy embed` makes them")
+        raise ConfigError(f"the store {reader.root} has no released embeddings: `wealy embed` makes them")
     track, words = _query(reader, query, model)
     if embeddings is not None:
         return _by_embedding(reader, embeddings, track, words, top)
@@ -161,12 +165,6 @@ def _query(reader: StoreReader, query: str, model: str | None) -> tuple[TrackSta
         )
     track = extract_one(reader, recipe_of_store(reader, model), query)
     return dataclasses.replace(track, track_id=NO_ID), query
-
-
-def _embeddings(reader: StoreReader, by: str | None, embedder_id: str | None) -> EmbeddingReader | None:
-    if embedder_id is not None:
-        return StoreVectors.open(reader.storage, reader.root, embedder_id).reader
-    return newest_embeddings(reader.storage, reader.root) if by in (None, "embedding") else None
 
 
 def _by_embedding(

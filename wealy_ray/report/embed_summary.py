@@ -20,6 +20,7 @@ class EmbedSummary:
         vectors: Of all tracks.
         dim: Numbers of a vector.
         failures: Tracks by error type.
+        release: Number of the release that these vectors are; 0: none.
         wall_s: Seconds from start to end.
         work_s: Of them, seconds in which tracks were worked on (0: nothing was left to do).
         work_tracks: Tracks that this run worked on.
@@ -35,6 +36,7 @@ class EmbedSummary:
     vectors: int = 0
     dim: int = 0
     failures: dict[str, int] = field(default_factory=dict)
+    release: int = 0
     wall_s: float = 0.0
     work_s: float = 0.0
     work_tracks: int = 0
@@ -54,6 +56,7 @@ def embed_table(s: EmbedSummary) -> str:
             ("vectors", f"{s.vectors:,} of {s.dim} numbers"),
             ("done before", f"{s.done_before} tracks" if s.done_before else ""),
             ("adopted", f"{s.adopted} tracks of a run that had died" if s.adopted else ""),
+            ("release", f"{s.release}: searches use these vectors from now on" if s.release else ""),
             ("speed", speed),
             ("time", f"{s.wall_s:.1f} s, of which {s.work_s:.1f} s on tracks"),
         ],

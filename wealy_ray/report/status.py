@@ -10,12 +10,14 @@ from wealy_ray.report.tables import counts_in_words, two_columns
 from wealy_ray.storage import Storage, join
 from wealy_ray.store import (
     Index,
+    Release,
     embeddings_folder,
     is_embedded,
     lie_in,
     list_embedders,
     list_extractors,
     lost_shards,
+    newest_release,
     read_latest,
 )
 
@@ -31,10 +33,11 @@ def store_status(storage: Storage, store: str) -> str:
     extractors = list_extractors(storage, store)
     if not extractors:
         raise StoreError(f"there is no store at {store}; `wealy extract` makes one")
-    return "\n".join(_extractor_status(storage, join(store, name)) for name in extractors)
+    return "\n".join(_extractor_status(storage, store, name) for name in extractors)
 
 
-def _extractor_status(storage: Storage, root: str) -> str:
+def _extractor_status(storage: Storage, store: str, extractor_id: str) -> str:
+    root = join(store, extractor_id)
     index = read_latest(storage, root)
     if index is None:
         return two_columns(root, [("tracks", "none yet")])
@@ -57,7 +60,8 @@ def _extractor_status(storage: Storage, root: str) -> str:
             ("not indexed", f"{len(unnamed)} shards; the next run adopts what is missing" if unnamed else ""),
         ],
     )
-    return "\n".join([table, *_failures(index), *_embeddings(storage, root, index)])
+    release = newest_release(storage, store, extractor_id)
+    return "\n".join([table, *_failures(index), *_embeddings(storage, root, index), *_release(release)])
 
 
 def _failures(index: Index) -> list[str]:
@@ -93,6 +97,14 @@ def _embeddings(storage: Storage, root: str, states: Index) -> list[str]:
             f"    model {settings['model_digest'][:8]}, {of}, written by run {index.metadata['run_id']}"
         )
     return lines
+
+
+def _release(found: tuple[int, Release] | None) -> list[str]:
+    if found is None:
+        return []
+    number, of = found
+    states = f"of states as of index {of.index}"
+    return [f"  release {number}: embeddings {of.embedder_id} as of index {of.embeddings_index}, {states}"]
 
 
 def value_counts(column: pa.ChunkedArray) -> dict[str, int]:

@@ -4,7 +4,7 @@ from wealy_ray.store.adopt import Adoption, adopt
 from wealy_ray.store.cache import TrackCache
 from wealy_ray.store.done import lie_in, lost_shards, split_work
 from wealy_ray.store.embedder import EmbedderSpec, embeddings_folder, kept_model, list_embedders
-from wealy_ray.store.embedding_reader import EmbeddingReader, count_stale, newest_embeddings
+from wealy_ray.store.embedding_reader import EmbeddingReader, count_stale
 from wealy_ray.store.embeddings import (
     EMBEDDING_INDEX_SCHEMA,
     TrackVectors,
@@ -17,6 +17,7 @@ from wealy_ray.store.index import Index, IndexWriter, counts_of, one_per_track, 
 from wealy_ray.store.lease import Lease
 from wealy_ray.store.payloads import Payloads
 from wealy_ray.store.reader import StoreReader
+from wealy_ray.store.releases import Release, newest_release, publish_release, released_embeddings
 from wealy_ray.store.schema import INDEX_SCHEMA, SHARD_SCHEMA, TrackStates, WindowInfo
 from wealy_ray.store.shard import read_receipt, verify_shard, write_shard
 
@@ -32,6 +33,7 @@ __all__ = [
     "IndexWriter",
     "Lease",
     "Payloads",
+    "Release",
     "StoreReader",
     "TrackCache",
     "TrackStates",
@@ -48,11 +50,13 @@ __all__ = [
     "list_embedders",
     "list_extractors",
     "lost_shards",
-    "newest_embeddings",
+    "newest_release",
     "one_per_track",
+    "publish_release",
     "read_index",
     "read_latest",
     "read_receipt",
+    "released_embeddings",
     "split_work",
     "verify_shard",
     "write_shard",

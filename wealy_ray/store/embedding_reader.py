@@ -14,10 +14,9 @@ import pyarrow.compute as pc
 from wealy_ray.errors import StoreError
 from wealy_ray.storage import Storage, join
 from wealy_ray.storage.ahead import read_ahead
-from wealy_ray.store.embedder import embeddings_folder, list_embedders
 from wealy_ray.store.embeddings import checksum_of_vectors, embedder_id_of, is_embedded, read_shard
 from wealy_ray.store.extractor import read_settings
-from wealy_ray.store.index import Index, read_latest
+from wealy_ray.store.index import Index, read_index, read_latest
 from wealy_ray.store.shard import shard_uri
 
 READERS = 4
@@ -41,8 +40,12 @@ class EmbeddingReader:
     settings: Mapping[str, Any]
 
     @classmethod
-    def open(cls, storage: Storage, root: str) -> EmbeddingReader:
-        """Opens the latest index.
+    def open(cls, storage: Storage, root: str, index_number: int | None = None) -> EmbeddingReader:
+        """Opens an index.
+
+        Args:
+            storage, root: See the class.
+            index_number: Which snapshot; None: the latest.
 
         Raises:
             StoreError: Nothing is there, or it is damaged.
@@ -50,7 +53,7 @@ class EmbeddingReader:
         settings = read_settings(storage, join(root, "embedder.json"))
         if not settings:
             raise StoreError(f"there are no embeddings at {root}: it has no embedder.json, or a damaged one")
-        index = read_latest(storage, root)
+        index = read_index(storage, root, index_number) if index_number else read_latest(storage, root)
         if index is None:
             raise StoreError(f"the embeddings {root} have no index yet: `wealy embed` has not begun")
         return cls(storage, root, index, settings)
@@ -127,22 +130,3 @@ def count_stale(wanted: pa.Table, embeddings: Index) -> int:
         embeddings: The index of the vectors.
     """
     return int((~is_embedded(wanted, embeddings)).sum())
-
-
-def newest_embeddings(storage: Storage, states_root: str) -> EmbeddingReader | None:
-    """The embeddings that were worked on last, of those beside some states that hold a vector; None: there are none.
-
-    Raises:
-        StoreError: An index is damaged.
-    """
-    newest: EmbeddingReader | None = None
-    for embedder_id in list_embedders(storage, states_root):
-        root = join(embeddings_folder(states_root), embedder_id)
-        if read_latest(storage, root) is None:
-            continue
-        reader = EmbeddingReader.open(storage, root)
-        # ids of runs begin with their time
-        is_newer = newest is None or reader.index.metadata["run_id"] > newest.index.metadata["run_id"]
-        if reader.ok.num_rows and is_newer:
-            newest = reader
-    return newest
