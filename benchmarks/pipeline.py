@@ -32,7 +32,8 @@ from benchmarks.parts.pipeline_peers import peers
 from tests.pipelines.support import make_manifest, make_tracks, recipe_settings
 from wealy_ray.audio import BytesSource, decode, plan_windows
 from wealy_ray.audio.mel import log_mel_windows
-from wealy_ray.whisper import DecodeOptions, Engine, EngineOptions, assemble_base, decode_tracks, load_whisper
+from wealy_ray.whisper import DecodeOptions, Engine, EngineOptions, decode_tracks, load_whisper
+from wealy_ray.whisper.packaged import assemble_base
 
 
 def bare_engine(weights: Path, songs: list[Path], args: argparse.Namespace) -> float:
