@@ -385,7 +385,9 @@ def test_the_evaluation_takes_the_store_s_embeddings(songs: Path, tmp_path: Path
 
 
 @pytest.mark.usefixtures("undisturbed")
-def test_search_goes_by_the_released_embeddings(songs: Path, tmp_path: Path) -> None:
+def test_search_goes_by_the_released_embeddings(
+    songs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     store = str(songs / "store")
     by_vectors = run_search(Storage(), store, "set:V-3", top=4)
     assert by_vectors.by.startswith("embedding ")
@@ -399,6 +401,11 @@ def test_search_goes_by_the_released_embeddings(songs: Path, tmp_path: Path) -> 
     # states that are newer than their vectors are embedded for the query
     copy = tmp_path / "store"
     shutil.copytree(songs / "store", copy)
+    shutil.move(copy / "releases", tmp_path / "releases")
+    with pytest.raises(ConfigError, match="has no released embeddings"):
+        run_search(Storage(), str(copy), "set:V-3", by="embedding")
+    assert "the store's embeddings are not released; `wealy embed` does so" in caplog.text
+    shutil.move(tmp_path / "releases", copy / "releases")
     reader = StoreReader.open(Storage(), store)
     twin = reader.track("set:V-8")
     add_to_store(copy, make_track(3, twin.num_states, DIM, kind=twin.kind, states=twin.states))

@@ -23,6 +23,7 @@ from wealy_ray.training.alone import train_alone
 from wealy_ray.training.checkpoint import Checkpoints, DamagedError, check_facts
 from wealy_ray.training.crops import CropReader, kinds_by_name
 from wealy_ray.training.data import Batches, Tracks
+from wealy_ray.training.job import Job
 from wealy_ray.training.loop import Loop, Rank, Splits
 from wealy_ray.training.recipe import TrainRecipe
 from wealy_ray.training.sampler import CliqueSampler
@@ -402,6 +403,23 @@ def test_an_out_that_does_not_say_what_it_holds_is_refused(song_store: Path, tmp
     file.unlink()
     with pytest.raises(StoreError, match=r"holds a model, but no training\.json"):
         train_alone(recipe)
+
+
+def test_what_was_trained_alone_without_gathering_is_no_training_of_two_workers(
+    song_store: Path, tmp_path: Path
+) -> None:
+    recipe = a_recipe(
+        song_store,
+        out=str(tmp_path / "out"),
+        gather="none",
+        resources={"workers": 2, "passes": 4, "loaders": 0},
+        optimiser={"learning_rate": 3e-3, "epochs": 1, "warmup_epochs": 0},
+        tracking=[],
+    )
+    assert train_alone(recipe).is_done
+    assert train_alone(recipe).is_done
+    with pytest.raises(StoreError, match=r"is of another training: workers differs"):
+        Job.open(recipe)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,14 @@ from wealy_ray.retrieval.material import (
 )
 from wealy_ray.retrieval.search import BY, Found, describe, find_nearest
 from wealy_ray.storage import Storage
-from wealy_ray.store import EmbeddingReader, StoreReader, TrackStates, count_stale, released_embeddings
+from wealy_ray.store import (
+    EmbeddingReader,
+    StoreReader,
+    TrackStates,
+    count_stale,
+    list_embedders,
+    released_embeddings,
+)
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +119,10 @@ def run_search(
         embeddings = StoreVectors.open(storage, reader.root, embedder_id).reader
     elif by in (None, "embedding"):
         embeddings = released_embeddings(storage, store, reader.extractor_id)
+        if embeddings is None and list_embedders(storage, reader.root):
+            log.warning(
+                "the store's embeddings are not released; `wealy embed` does so when they are complete"
+            )
     if by == "embedding" and embeddings is None:
         raise ConfigError(f"the store {reader.root} has no released embeddings: `wealy embed` makes them")
     track, words = _query(reader, query, model)

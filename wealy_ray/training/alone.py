@@ -22,7 +22,7 @@ class _Quiet:
 
 
 def train_alone(recipe: TrainRecipe, device: torch.device | None = None) -> Job:
-    """Trains, or goes on with a training that was stopped; `recipe.resources` says nothing here but `passes`.
+    """Trains, or goes on with a training that was stopped; of `recipe.resources` only `passes` and `loaders` count.
 
     Args:
         recipe: The job.
@@ -34,7 +34,9 @@ def train_alone(recipe: TrainRecipe, device: torch.device | None = None) -> Job:
     Raises:
         WealyError: See `wealy_ray.errors`.
     """
-    job = Job.open(recipe)
+    # with gather: none the number of workers is part of what the training is
+    resources = recipe.resources.model_copy(update={"workers": 1})
+    job = Job.open(recipe.model_copy(update={"resources": resources}))
     if job.is_done:
         return job
     job.begin()
