@@ -142,6 +142,22 @@ def test_a_killed_and_a_stopped_driver_are_gone_on_from(
     assert outcome(out) == undisturbed
 
 
+@pytest.mark.heavy
+def test_a_stopped_driver_waits_until_its_workers_have_saved(songs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    never = {"validation": {"every_epochs": 5000}, "checkpoint_every_s": 1000}  # nothing else saves
+    optimiser = {"learning_rate": 1e-3, "epochs": 5000, "warmup_epochs": 1}
+    recipe = write_recipe(tmp_path / "recipe.yaml", settings_of(songs, out, optimiser=optimiser, **never))
+    process = start_wealy("train", recipe)
+    assert process.stdout is not None
+    assert next(line for line in process.stdout if re.match(r"epoch \d+/5000 done", line))
+    assert checkpoints(out) == []
+    os.kill(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert len(checkpoints(out)) == 1, output
+
+
 def _command(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()

@@ -35,6 +35,7 @@ def test_each_extractor_has_its_own(tmp_path: Path) -> None:
     publish_release(storage, store, replace(RELEASE, extractor_id="e2"), "run-2")
     assert newest_release(storage, store, "e1") == (1, RELEASE)
     assert newest_release(storage, store, "e3") is None
+    assert publish_release(storage, store, RELEASE, "run-3") == 1, "it counts still"
 
 
 def test_many_at_a_time_take_a_number_each(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class Release:
 
 
 def publish_release(storage: Storage, store: str, release: Release, run_id: str) -> int:
-    """Makes a release the one that counts; does nothing when it does already.
+    """Makes a release the one that counts for its extractor; does nothing when it does already.
 
     Args:
         storage: Where the store is.
@@ -54,10 +54,10 @@ def publish_release(storage: Storage, store: str, release: Release, run_id: str)
         StoreError: The release that counts is damaged.
     """
     while True:
-        numbers = _numbers(storage, store)
-        if numbers and _read(storage, store, numbers[-1]) == release:
-            return numbers[-1]
-        number = numbers[-1] + 1 if numbers else 1
+        found = newest_release(storage, store, release.extractor_id)
+        if found is not None and found[1] == release:
+            return found[0]
+        number = max(_numbers(storage, store), default=0) + 1
         data = json.dumps(asdict(release) | {"run_id": run_id}, indent=2) + "\n"
         if storage.write_if_absent(_uri(store, number), data.encode()):
             return number
